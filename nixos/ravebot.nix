@@ -181,6 +181,8 @@ in
 
         # It runs as root, whose only capability changes rules and interfaces.
         CapabilityBoundingSet = "CAP_NET_ADMIN";
+        # Landlock, and a filter of their own, for what reads images from pipelines.
+        SystemCallFilter = "@system-service landlock_create_ruleset landlock_add_rule landlock_restrict_self seccomp";
         ProtectHome = true;
         # Not ProtectKernelTunables: ravebot turns net.ipv4.ip_forward back on when something turned it off.
         DevicePolicy = "closed";

@@ -28,6 +28,7 @@ from ravebot.config.values import parse_duration
 from ravebot.errors import NotRunningError, RavebotError
 from ravebot.images import cli as images
 from ravebot.operations.agents import cli as agents
+from ravebot.operations.audit import cli as audit
 from ravebot.operations.backup import cli as backups
 from ravebot.operations.hooks import cli as hooks
 from ravebot.operations.init import cli as initial
@@ -44,11 +45,12 @@ from ravebot.terminal import (
     ConfigPath,
     Json,
     output,
+    reference,
     until_interrupted,
 )
 
 if TYPE_CHECKING:
-    from ravebot.operations.reports import AuditReport, CleanupReport, Strangers
+    from ravebot.operations.reports import CleanupReport, Strangers
     from ravebot.web.admin import AdminClient
 
 app = typer.Typer(
@@ -66,13 +68,6 @@ app.add_typer(agents.app)
 app.add_typer(agents.approvals)
 app.add_typer(tokens.app)
 app.add_typer(projects.app)
-
-
-def _reference(text: str | None) -> str | None:
-    """Check only the form: the bot knows which merge requests exist."""
-    if text is not None and (len(text) > 500 or not text.isprintable()):
-        raise typer.BadParameter("write one like group/app!42")
-    return text
 
 
 def _instance_id(text: str | None) -> str | None:
@@ -247,7 +242,7 @@ def _checked(read: Callable[[str], object]) -> Callable[[str | None], str | None
 
 _TYPED = {
     Takes.REF: typer.Argument(
-        metavar="REF", callback=_reference, help="Which sandbox, like group/app!42 (in quotes: ! is the shell's)."
+        metavar="REF", callback=reference, help="Which sandbox, like group/app!42 (in quotes: ! is the shell's)."
     ),
     Takes.DURATION: typer.Argument(metavar="1h", callback=_checked(read_duration), help="How long, like 1h30m."),
     Takes.SHA: typer.Argument(metavar="SHA", callback=_checked(read_sha), help="Which commit."),
@@ -375,27 +370,7 @@ def _progress(text: str) -> None:
     output.complain(terminal.clean(text), "dim")
 
 
-@app.command()
-def audit(
-    ref: Annotated[
-        str | None,
-        typer.Argument(metavar="REF", callback=_reference, help="Only this merge request, like group/app!42."),
-    ] = None,
-    config: ConfigPath = DEFAULT_CONFIG,
-    verify: Annotated[bool, typer.Option("--verify", help="Check the whole log; prints only the result.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many of the last events.")] = 100,
-    as_json: Json = False,
-) -> None:
-    """Show what happened, who caused it, and the newest event's hash; works with the bot down, too."""
-    report = asyncio.run(_audit(config, ref, verify, limit))
-    if as_json:
-        _print_json(report)
-    else:
-        terminal.show_audit(output, report)
-    if report.broken_at is not None:
-        raise typer.Exit(FAILED)
-
-
+app.command(epilog=audit.MORE)(audit.audit)
 app.command(epilog=usage.MORE)(usage.usage)
 backups.add(app)
 app.command()(service.uninstall)
@@ -461,15 +436,6 @@ async def _cleanup(
         logs.set_up(Level.ERROR.value, loaded.secrets.values())  # `progress` prints what is done
         _progress("No ravebot is running: cleaning up without it.")
         return await clean_up(loaded, older_than, everything, force, adopt, _progress)
-
-
-async def _audit(config: Path, ref: str | None, verify: bool, limit: int) -> AuditReport:
-    from ravebot.operations import audit as offline
-
-    try:
-        return await _client(config).audit(ref, verify, limit)
-    except NotRunningError:
-        return await offline.read_offline(read_state_dir(config), ref, verify, limit)
 
 
 def _duration(text: str) -> timedelta:

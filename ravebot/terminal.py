@@ -121,6 +121,13 @@ class Output:
 output = Output()
 
 
+def reference(text: str | None) -> str | None:
+    """Check only the form: the bot knows which merge requests exist."""
+    if text is not None and (len(text) > 500 or not text.isprintable()):
+        raise typer.BadParameter("write one like group/app!42")
+    return text
+
+
 async def until_interrupted(work: Coroutine[object, object, T]) -> T:
     """Cancel the work on the first SIGINT, SIGTERM or SIGHUP, and only once, so that it can clean up in peace."""
     task = asyncio.ensure_future(work)
@@ -193,7 +200,9 @@ def show_audit(output: Output, report: AuditReport) -> None:
     """`ravebot audit`: the events, then the head's hash; of a check only its result and the hash."""
     checked = report.checked_rows is not None
     rows = ((utc(line.at), line.kind, line.ref, line.actor, line.machine, line.detail) for line in report.lines)
-    if not checked:
+    if not checked and not report.lines and output.console.is_terminal:
+        output.say("No event matches.")
+    elif not checked:
         output.table(("When", "What", "Merge request", "Who", "Machine", "Detail"), rows)
     note = output.say if checked or output.console.is_terminal else output.complain
     note(f"Hash of the newest event: {report.head}", "dim")

@@ -10,13 +10,12 @@ from ravebot.store.database import Transaction
 
 def render_head(tx: Transaction, week: Week) -> Content | None:
     """The message about the log as it is now; None while there are no events."""
-    newest, head = events.lines(tx, 1), events.head(tx)
-    if not newest:
+    count, head = events.newest_id(tx), events.head(tx)
+    if not count:
         return None
-    count = newest[-1].id
     what = f"{count} events, the newest with" if count > 1 else "1 event, with"
     text = (
         f"For the record, after the week {week}: the event log has {what} the hash `{head}`.\n"
-        f"As long as nobody changes or removes one of them, `ravebot audit --export - | grep {head}` finds it."
+        "As long as nobody changes or removes one of them, that hash is in what `ravebot audit --export -` prints."
     )
     return message([words(text)])

@@ -24,7 +24,7 @@ from ravebot.web.metrics.metrics import SOURCES
 
 log = structlog.get_logger()
 
-_EVERY_SECONDS = 10
+EVERY_SECONDS = 10.0
 _LOOK_SECONDS = 0.5
 
 
@@ -38,6 +38,7 @@ class Measuring:
     provider: Provider
     metrics: Metrics
     targets: tuple[Target, ...]
+    every_seconds: float = EVERY_SECONDS
 
     async def run(self) -> None:
         """Update the metrics until cancelled."""
@@ -47,13 +48,13 @@ class Measuring:
                     await measure()
                 except RavebotError as error:
                     log.debug("not measured", error=str(error))  # the parts that need it report it
-            await asyncio.sleep(_EVERY_SECONDS)
+            await asyncio.sleep(self.every_seconds)
 
     async def watch_loop(self) -> None:
         """Measure by how much the event loop is late, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            worst, ends = 0.0, loop.time() + _EVERY_SECONDS
+            worst, ends = 0.0, loop.time() + self.every_seconds
             while (began := loop.time()) < ends:
                 await asyncio.sleep(_LOOK_SECONDS)
                 worst = max(worst, loop.time() - began - _LOOK_SECONDS)

@@ -13,9 +13,20 @@ from ravebot.commands.permissions import SHELL, Asker
 from ravebot.commands.verbs import VERBS, Door, Mistake, Show, Verb, at, parse
 from ravebot.config.model import Config
 from ravebot.errors import NotFound
-from ravebot.operations import audit
+from ravebot.operations.audit import export
+from ravebot.operations.audit import report as audit
 from ravebot.operations.cleanup import Cleaner, Wish, find_strangers
-from ravebot.operations.reports import AuditReport, CleanupReport, SandboxLine, Strangers, UsageLines, UsageQuery
+from ravebot.operations.reports import (
+    AuditQuery,
+    AuditReport,
+    CleanupReport,
+    ExportPiece,
+    ExportPlace,
+    SandboxLine,
+    Strangers,
+    UsageLines,
+    UsageQuery,
+)
 from ravebot.operations.usage import report as usage
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
@@ -72,9 +83,13 @@ class Operator:
         """Record that this instance replaces that one, so that the other one's status notes are corrected."""
         await self.database.write(lambda tx: stale_notes.expect(tx, instance_id))
 
-    async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
-        """The last events, of one merge request or of all; `verify` checks the whole log's hashes."""
-        return await audit.read(self.database, ref, verify, limit)
+    async def audit(self, asked: AuditQuery) -> AuditReport:
+        """The newest of those events; `verify` checks the whole log's hashes."""
+        return await audit.read(self.database, asked)
+
+    async def export(self, asked: AuditQuery, place: ExportPlace | None) -> ExportPiece:
+        """The next piece of an export of those events; the first without a place."""
+        return await export.piece(self.database, asked, place)
 
     async def usage(self, asked: UsageQuery) -> UsageLines:
         """What was used, by group."""

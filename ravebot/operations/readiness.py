@@ -5,6 +5,7 @@ A new check is one method and one entry in `checks`.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -26,11 +27,12 @@ from ravebot.gitlab.refusals import Refusals
 from ravebot.intake.poll import Poller
 from ravebot.matrix.rooms import NOT_LOOKED_UP, PROJECT_ROOMS
 from ravebot.notify.environments.stops import LOOK_EVERY
+from ravebot.operations.resources import OwnProcess, troubles
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
 from ravebot.sandboxes.pool.loop import IDLE_PAUSE_SECONDS
 from ravebot.sandboxes.telling import TRIED_AGAIN
-from ravebot.store import agent_work, environments, images, inbox, outbox
+from ravebot.store import agent_work, environments, figures, images, inbox, outbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.targets import Lane, RoomLane, Target
 from ravebot.web.checks import PERIODS, Check, Checks, State, judge
@@ -77,6 +79,7 @@ class Readiness:
             "agents": self._agents,
             "api": self._api,
             "alerts": self._alerts,
+            "resources": self._resources,
             "state": self._state,
         }
 
@@ -220,6 +223,12 @@ class Readiness:
     async def _alerts(self) -> Check:
         problem = self.alerts.problem
         return Check(State.DEGRADED, problem) if problem else Check(State.OK)
+
+    async def _resources(self) -> Check:
+        """Whether nothing uses more than it should; that hurts, but does not stop ravebot."""
+        running = await self.database.read(figures.running)
+        found = troubles(await asyncio.to_thread(OwnProcess.now), running, self.clock.now())
+        return Check(State.DEGRADED, _named(found)) if found else Check(State.OK)
 
     async def _state(self) -> Check:
         problem = await self.database.problem()

@@ -83,6 +83,53 @@ class RemainsReport:
 
 
 @dataclass(frozen=True)
+class AuditQuery:
+    """Which events are asked for; what is not said leaves none out.
+
+    `ref`: a merge request (`group/app!42`). `people`, `kinds`: as `store.events.Which` has them. `limit`: how many of
+    the newest. `verify`: whether the whole log's hashes are checked.
+    """
+
+    ref: str | None = None
+    project: str | None = None
+    people: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+    limit: int = 100
+    verify: bool = False
+
+    @property
+    def with_access(self) -> bool:
+        """Whether an export has who connected: it is known by address, not by person."""
+        return not self.people and (not self.kinds or any("access.".startswith(kind) for kind in self.kinds))
+
+
+@dataclass(frozen=True)
+class ExportPlace:
+    """How far an export is; the bot remembers nothing of it."""
+
+    projects: tuple[int, ...] | None  # that were asked for
+    iid: int | None
+    last: int  # the newest event when it began
+    event: int = 0  # the last one that was checked, and its hash
+    hash: str = ""
+    visit: tuple[int, str, str] | None = None  # the last one that was exported
+    events: int = 0  # that were exported
+    visits: int = 0
+
+
+@dataclass(frozen=True)
+class ExportPiece:
+    """The next lines of an export, each JSON. `place` is None after the last; `broken_at`: the event that is missing or
+    altered, which ends it."""
+
+    lines: tuple[str, ...]
+    place: ExportPlace | None
+    broken_at: int | None = None
+
+
+@dataclass(frozen=True)
 class AuditLine:
     """One event, as a person reads it; `at` is None if the row was damaged. `detail` is JSON text."""
 
@@ -178,8 +225,11 @@ class Operations(Protocol):
     async def replace_instance(self, instance_id: str) -> None:
         """Record that this instance replaces that one, so that the other one's status notes are corrected."""
 
-    async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
-        """The last events, of one merge request or of all; `verify` checks the whole log's hashes."""
+    async def audit(self, asked: AuditQuery) -> AuditReport:
+        """The newest of those events; `verify` checks the whole log's hashes."""
+
+    async def export(self, asked: AuditQuery, place: ExportPlace | None) -> ExportPiece:
+        """The next piece of an export of those events; the first without a place."""
 
     async def usage(self, asked: UsageQuery) -> UsageLines:
         """What was used, by group."""

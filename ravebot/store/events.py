@@ -13,11 +13,26 @@ from ravebot.clock import from_us, to_us
 from ravebot.sandboxes.model import Actor, Event, EventKind, MachineId, MergeRequestRef, SandboxId
 from ravebot.store.database import Transaction, dump_json
 
-_GENESIS = "0" * 64
+GENESIS = "0" * 64
+"""What stands for the hash before the first row."""
 _RAW = (
     "id, at, CAST(kind AS BLOB) AS kind, CAST(actor_kind AS BLOB) AS actor_kind, CAST(actor AS BLOB) AS actor,"
     " project_id, iid, sandbox_id, machine_id, CAST(data AS BLOB) AS data, CAST(hash AS BLOB) AS hash"
 )
+_NAMES = (
+    " (SELECT CAST(project_path AS BLOB) FROM merge_requests AS mr"
+    "  WHERE mr.project_id = events.project_id AND mr.iid = events.iid) AS path,"
+    " (SELECT CAST(name AS BLOB) FROM machines WHERE machines.id = events.machine_id) AS machine"
+)
+_WANTED = (
+    "(?1 IS NULL OR project_id IN (SELECT value FROM json_each(?1))) AND (?2 IS NULL OR iid = ?2)"
+    " AND (?3 IS NULL OR actor COLLATE NOCASE IN (SELECT value FROM json_each(?3))"
+    "  OR (actor || ' (' || actor_kind || ')') COLLATE NOCASE IN (SELECT value FROM json_each(?3)))"
+    " AND (?4 IS NULL OR EXISTS (SELECT 1 FROM json_each(?4) WHERE kind = value"
+    "  OR (substr(value, -1) = '.' AND substr(kind, 1, length(value)) = value)))"
+    " AND (?5 IS NULL OR at >= ?5) AND (?6 IS NULL OR at < ?6)"
+)
+"""Whether a row is one of those that `Which` asks for; with its parameters."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,49 @@ class Line:
     detail: str  # JSON, as it was written
 
 
+@dataclass(frozen=True)
+class Which:
+    """Which rows are asked for; what is not said leaves none out.
+
+    `people`: names, or names with where they are known, as `str(Actor)` writes them. `kinds`: whole, or their beginning
+    up to a dot, like `sandbox.`.
+    """
+
+    projects: tuple[int, ...] | None = None
+    iid: int | None = None
+    people: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def parameters(self) -> tuple[str | int | None, ...]:
+        """Those of `_WANTED`."""
+        return (
+            dump_json(self.projects) if self.projects is not None else None,
+            self.iid,
+            dump_json(self.people) if self.people else None,
+            dump_json(self.kinds) if self.kinds else None,
+            to_us(self.since) if self.since else None,
+            to_us(self.until) if self.until else None,
+        )
+
+
+@dataclass(frozen=True)
+class Intact:
+    """A row whose hash is right: that of `before`, the hash of the row before, and of `content` as canonical JSON."""
+
+    content: dict[str, Any]
+    before: str
+    hash: str
+    is_wanted: bool
+    ref: str
+    machine: str
+
+    @property
+    def id(self) -> int:
+        return int(self.content["id"])
+
+
 def append(
     tx: Transaction,
     kind: EventKind,
@@ -54,7 +112,7 @@ def append(
 ) -> Event:
     """Add one row; it commits with the change that it records."""
     last = tx.one("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1")
-    number, before = (last["id"] + 1, last["hash"]) if last else (1, _GENESIS)
+    number, before = (last["id"] + 1, last["hash"]) if last else (1, GENESIS)
     row = {
         "id": number,
         "at": tx.now_us,
@@ -73,7 +131,7 @@ def append(
 
 def verify(tx: Transaction) -> Verification:
     """Recompute every hash; finds rows that were changed, removed or inserted. A cut end shows only in `head`."""
-    before, count, expected = _GENESIS, 0, 1
+    before, count, expected = GENESIS, 0, 1
     early = tx.one("SELECT id FROM events WHERE id < 1 ORDER BY id LIMIT 1")
     if early:
         return Verification(0, before, early["id"])
@@ -90,19 +148,47 @@ def verify(tx: Transaction) -> Verification:
 def head(tx: Transaction) -> str:
     """The hash of the newest row."""
     row = tx.one("SELECT CAST(hash AS BLOB) AS hash FROM events ORDER BY id DESC LIMIT 1")
-    return str(_decoded(row)["hash"]) if row else _GENESIS
+    return str(_decoded(row)["hash"]) if row else GENESIS
 
 
-def lines(tx: Transaction, limit: int, ref: MergeRequestRef | None = None) -> tuple[Line, ...]:
-    """The newest rows of one merge request or of all, oldest first, for the audit."""
-    which, parameters = ("WHERE project_id = ? AND iid = ?", (ref.project_id, ref.iid)) if ref else ("", ())
+def newest_id(tx: Transaction) -> int:
+    """The number of the newest row; 0 if there is none."""
+    row = tx.one("SELECT MAX(id) AS id FROM events")
+    return (row["id"] if row else None) or 0
+
+
+def intact(
+    tx: Transaction, after: int, before: str, last: int, which: Which, most: int
+) -> tuple[tuple[Intact, ...], int | None]:
+    """The rows that follow the one with that number and hash, up to the row `last` and at most so many, and the number
+    of the first that is missing or altered. Begin with 0 and `GENESIS`."""
+    early = tx.one("SELECT id FROM events WHERE id < 1 ORDER BY id LIMIT 1") if after < 1 else None
+    if early:
+        return (), early["id"]
     rows = tx.all(
-        f"SELECT {_RAW},"  # noqa: S608 - constants
-        " (SELECT CAST(project_path AS BLOB) FROM merge_requests AS mr"
-        "  WHERE mr.project_id = events.project_id AND mr.iid = events.iid) AS path,"
-        " (SELECT CAST(name AS BLOB) FROM machines WHERE machines.id = events.machine_id) AS machine"
-        f" FROM events {which} ORDER BY id DESC LIMIT ?",
-        (*parameters, limit),
+        f"SELECT {_RAW}, {_NAMES}, ({_WANTED}) AS wanted FROM events"  # noqa: S608 - constants
+        " WHERE id > ?7 AND id <= ?8 ORDER BY id LIMIT ?9",
+        (*which.parameters(), after, last, most),
+    )
+    found: list[Intact] = []
+    for row in rows:
+        content = _decoded(row)
+        path, machine, wanted = content.pop("path"), content.pop("machine"), content.pop("wanted")
+        told = content.pop("hash")
+        after += 1
+        if content["id"] != after or told != _hash(before, content):
+            return tuple(found), after
+        ref = f"{path}!{content['iid']}" if path else ""
+        found.append(Intact(content, before, told, bool(wanted), ref, machine or ""))
+        before = told
+    return tuple(found), None if after == last or len(rows) == most else after + 1
+
+
+def lines(tx: Transaction, limit: int, which: Which) -> tuple[Line, ...]:
+    """The newest rows of those, oldest first, for the audit."""
+    rows = tx.all(
+        f"SELECT {_RAW}, {_NAMES} FROM events WHERE {_WANTED} ORDER BY id DESC LIMIT ?7",  # noqa: S608 - constants
+        (*which.parameters(), limit),
     )
     return tuple(_line(_decoded(row)) for row in reversed(rows))
 
@@ -115,6 +201,17 @@ def named(tx: Transaction, full_ref: str) -> MergeRequestRef | None:
         (EventKind.SANDBOX_QUEUED, full_ref),
     )
     return MergeRequestRef(row["project_id"], row["iid"]) if row else None
+
+
+def projects_named(tx: Transaction, path: str) -> tuple[int, ...]:
+    """The projects that have or had this path, by the merge requests and by the log."""
+    rows = tx.all(
+        "SELECT project_id FROM merge_requests WHERE project_path = ?1"
+        " UNION SELECT project_id FROM events WHERE kind = ?2 AND project_id IS NOT NULL"
+        " AND CASE WHEN json_valid(data) THEN substr(json_extract(data, '$.ref'), 1, length(?1) + 1) END = ?1 || '!'",
+        (path, EventKind.SANDBOX_QUEUED),
+    )
+    return tuple(row["project_id"] for row in rows)
 
 
 def of_sandbox(tx: Transaction, sandbox_id: SandboxId, limit: int = 200) -> tuple[Event, ...]:

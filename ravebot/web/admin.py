@@ -23,8 +23,11 @@ from pydantic_core import to_json
 
 from ravebot.errors import Forbidden, NotRunningError, RavebotError, Refused, StoreError, Unavailable
 from ravebot.operations.reports import (
+    AuditQuery,
     AuditReport,
     CleanupReport,
+    ExportPiece,
+    ExportPlace,
     Operations,
     SandboxLine,
     Strangers,
@@ -65,8 +68,18 @@ class ReplaceQuestion(AdminQuestion):
 
 class AuditQuestion(AdminQuestion):
     ref: str | None = Field(None, max_length=500)
-    verify: bool = False
+    project: str | None = Field(None, max_length=500)
+    people: tuple[Annotated[str, Field(max_length=300)], ...] = Field((), max_length=50)
+    kinds: tuple[Annotated[str, Field(max_length=50)], ...] = Field((), max_length=50)
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
     limit: int = Field(100, ge=1, le=100_000)
+    verify: bool = False
+
+
+class ExportQuestion(AdminQuestion):
+    which: AuditQuestion
+    place: ExportPlace | None = None
 
 
 class UsageQuestion(AdminQuestion):
@@ -81,6 +94,7 @@ _CLEANUP = TypeAdapter(CleanupReport)
 _STRANGERS = TypeAdapter(Strangers)
 _NOTHING: TypeAdapter[None] = TypeAdapter(None)
 _AUDIT = TypeAdapter(AuditReport)
+_PIECE = TypeAdapter(ExportPiece)
 _USAGE: TypeAdapter[UsageLines] = TypeAdapter(UsageLines)
 
 
@@ -105,7 +119,10 @@ def make_app(operations: Operations) -> web.Application:
         await operations.replace_instance(asked.instance_id)
 
     async def audit(asked: AuditQuestion, _: Actor) -> AuditReport:
-        return await operations.audit(asked.ref, asked.verify, asked.limit)
+        return await operations.audit(AuditQuery(**dict(asked)))
+
+    async def export(asked: ExportQuestion, _: Actor) -> ExportPiece:
+        return await operations.export(AuditQuery(**dict(asked.which)), asked.place)
 
     async def usage(asked: UsageQuestion, _: Actor) -> UsageLines:
         return await operations.usage(UsageQuery(**dict(asked)))
@@ -116,6 +133,7 @@ def make_app(operations: Operations) -> web.Application:
     app.router.add_post("/strangers", route(AdminQuestion, strangers))
     app.router.add_post("/replace-instance", route(ReplaceQuestion, replace_instance))
     app.router.add_post("/audit", route(AuditQuestion, audit))
+    app.router.add_post("/export", route(ExportQuestion, export))
     app.router.add_post("/usage", route(UsageQuestion, usage))
     return app
 
@@ -231,8 +249,12 @@ class AdminClient:
     async def replace_instance(self, instance_id: str) -> None:
         return await ask(self.path, "replace-instance", ReplaceQuestion(instance_id=instance_id), _NOTHING)
 
-    async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
-        return await ask(self.path, "audit", AuditQuestion(ref=ref, verify=verify, limit=limit), _AUDIT)
+    async def audit(self, asked: AuditQuery) -> AuditReport:
+        return await ask(self.path, "audit", AuditQuestion(**vars(asked)), _AUDIT)
+
+    async def export(self, asked: AuditQuery, place: ExportPlace | None) -> ExportPiece:
+        question = ExportQuestion(which=AuditQuestion(**vars(asked)), place=place)
+        return await ask(self.path, "export", question, _PIECE)
 
     async def usage(self, asked: UsageQuery) -> UsageLines:
         return await ask(self.path, "usage", UsageQuestion(**vars(asked)), _USAGE)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from tests.support.agent_world import a_guest_with_the_agent, an_agent_world, run_until_killed
+from tests.support.forks import FORKS
 from tests.support.sshd import SshGuest
 
 pytestmark = pytest.mark.integration
@@ -22,13 +21,6 @@ AGENT = "/home/agent/agent"
 POINTS = 44
 TEXT = "say a\ndo Look\nsay b\nask edit Change\nask read See\nwords 50\nsay c"
 ANSWER = "a\n\nb[allow_once]\n\n[allow_once]" + "".join(f"{number} " for number in range(50)) + "c"
-
-
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.agent_world"])
-    return context
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +55,7 @@ def until_over(folder: Path, process: BaseProcess, seconds: float = 60) -> bool:
     return True
 
 
-async def test_a_kill_at_any_point_loses_and_repeats_nothing(
-    guest: SshGuest, tmp_path: Path, processes: ForkServerContext
-) -> None:
+async def test_a_kill_at_any_point_loses_and_repeats_nothing(guest: SshGuest, tmp_path: Path) -> None:
     async with an_agent_world(guest, tmp_path, [AGENT], runs=False):
         pass
     struck = 0
@@ -75,7 +65,7 @@ async def test_a_kill_at_any_point_loses_and_repeats_nothing(
             second = await world.say("say next", thread=f"${point}")
         crash_at = point
         while True:
-            process = processes.Process(target=run_until_killed, args=(tmp_path, guest.port, [AGENT], crash_at))
+            process = FORKS.Process(target=run_until_killed, args=(tmp_path, guest.port, [AGENT], crash_at))
             process.start()
             ended = until_over(tmp_path, process)
             process.kill()

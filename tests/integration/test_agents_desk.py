@@ -26,6 +26,7 @@ from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor, MergeRequestRef
 from ravebot.store import agent_queue, conversations, events
 from ravebot.store.database import Transaction
+from ravebot.store.events import Which
 from tests.support.agent_yard import ALICE, GINA, MR, AgentYard, an_agent, an_agent_yard
 from tests.support.records import a_merge_request
 
@@ -431,7 +432,10 @@ async def test_the_log_has_who_and_what_and_never_the_words(world: AgentYard) ->
     assert "secret" not in str(await world.yard.read(lambda tx: [event.data for event in events.newest(tx, 1000)]))
     verified = await world.yard.read(events.verify)
     assert verified.broken_at is None
-    assert any("agent.asked" in line.kind for line in await world.yard.read(lambda tx: events.lines(tx, 50, MR.ref)))
+    assert any(
+        "agent.asked" in line.kind
+        for line in await world.yard.read(lambda tx: events.lines(tx, 50, Which((MR.ref.project_id,), MR.ref.iid)))
+    )
 
 
 async def test_the_overview_shows_what_runs_what_waits_and_who_paused(world: AgentYard) -> None:

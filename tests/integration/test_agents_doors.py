@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -33,6 +32,7 @@ from tests.support.agent_world import (
     ready_sandbox,
     run_until_killed,
 )
+from tests.support.forks import FORKS
 from tests.support.little_doors import LittleDoor
 from tests.support.sshd import SshGuest
 
@@ -217,12 +217,10 @@ async def test_after_a_kill_of_ravebot_in_a_turn_its_doors_are_made_again_in_it_
     guest: SshGuest, tmp_path: Path, mcp: LittleDoor
 ) -> None:
     """The agent works on meanwhile; the clients of the killed process end by themselves."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.support.agent_world", "tests.support.little_doors"])
 
     async def killed_when(words: int) -> None:
         """Run the runner in a process of its own until the agent has said so much, and kill it."""
-        process = processes.Process(target=run_until_killed, args=(tmp_path, guest.port, [AGENT], 0, (mcp,)))
+        process = FORKS.Process(target=run_until_killed, args=(tmp_path, guest.port, [AGENT], 0, (mcp,)))
         process.start()
         async with asyncio.timeout(30):
             with closing(sqlite3.connect(tmp_path / "ravebot.db", timeout=5)) as connection:

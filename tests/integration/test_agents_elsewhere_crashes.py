@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import sqlite3
 from collections import defaultdict
 from contextlib import closing, suppress
@@ -14,6 +13,7 @@ import pytest
 from ravebot.agents.model import TurnId
 from tests.support.elsewhere import an_elsewhere_world
 from tests.support.elsewhere_dying import STRUCK, ask_door, serve_until_killed
+from tests.support.forks import FORKS
 from tests.support.receivers import GotWebhook, Receiver, a_receiver
 
 pytestmark = pytest.mark.integration
@@ -57,8 +57,6 @@ class Agents:
 
 
 async def test_a_kill_at_any_point_loses_no_message_and_gives_each_under_one_id(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.elsewhere_dying"])
     said: dict[str, TurnId] = {}
     async with a_receiver() as receiver, asyncio.TaskGroup() as group:
         agents = Agents(tmp_path, receiver, group)
@@ -69,7 +67,7 @@ async def test_a_kill_at_any_point_loses_no_message_and_gives_each_under_one_id(
                     said[text] = await world.say(agent, text, f"${text}")
             only_webhooks = bool(point) and point % 3 == 0
             crash_at = 1 + point // 3 % 6 if only_webhooks else point
-            process = context.Process(target=serve_until_killed, args=(tmp_path, receiver.url, crash_at, only_webhooks))
+            process = FORKS.Process(target=serve_until_killed, args=(tmp_path, receiver.url, crash_at, only_webhooks))
             process.start()
             try:
                 async with asyncio.timeout(60):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import signal
 import sqlite3
 from collections.abc import Iterator
@@ -21,11 +20,10 @@ from ravebot.operations.tokens.reports import TokenMade
 from ravebot.sandboxes.model import MergeRequest
 from tests.support.api_dying import serve_until_killed
 from tests.support.api_yard import ApiYard, Heard, an_api_yard
+from tests.support.forks import FORKS
 from tests.support.gitlab import GitLabServer
 
 pytestmark = pytest.mark.integration
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.support.api_dying"])
 _MOST_STEPS = 12
 _EVENTS = "SELECT COUNT(*) FROM events WHERE kind = '{}' AND project_id = ? AND iid = ?"
 _OF_MR = "WHERE project_id = ? AND iid = ?"
@@ -75,7 +73,7 @@ class Server:
         bot = self.yard.server.state.user_named("ravebot")
         assert bot
         given = (self.folder, self.yard.server.url, self.yard.server.token_for(bot))
-        self.process = _CONTEXT.Process(target=serve_until_killed, args=given)
+        self.process = FORKS.Process(target=serve_until_killed, args=given)
         self.process.start()
         async with asyncio.timeout(60):
             while not (self.folder / "url").exists():

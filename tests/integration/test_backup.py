@@ -28,7 +28,7 @@ from ravebot.errors import Refused, StoreError
 from ravebot.intake.matrix import MatrixJournal
 from ravebot.matrix.incoming import IncomingMessage
 from ravebot.operations import hostlock
-from ravebot.operations.audit import read_offline
+from ravebot.operations.audit.report import read_offline
 from ravebot.operations.backup import archive
 from ravebot.operations.backup.archive import BackupUnusable, Manifest
 from ravebot.operations.backup.make import Maker
@@ -36,6 +36,7 @@ from ravebot.operations.backup.restore import Restorer
 from ravebot.operations.backup.stopping import Stop, Stopped, in_thread
 from ravebot.operations.cleanup import Cleaner, Wish
 from ravebot.operations.doctor import state
+from ravebot.operations.reports import AuditQuery
 from ravebot.providers.memory import Disk, MemoryHost, MemoryLease, MemoryProvider
 from ravebot.sandboxes.model import RAVEBOT, Actor, EventKind
 from ravebot.store import events, outbox, restored, stale_notes, swap
@@ -146,7 +147,7 @@ async def test_a_backup_under_load_has_every_transaction_that_was_acknowledged_b
     async with Database(there / DATABASE, ManualClock()) as database:
         rows = await database.read(lambda tx: tx.all("SELECT json_extract(data, '$.number') AS n FROM events"))
     assert set(before) <= {row["n"] for row in rows}
-    audit = await read_offline(there, None, True, 10)
+    audit = await read_offline(there, AuditQuery(verify=True))
     assert (audit.broken_at, audit.checked_rows) == (None, report.manifest.events + 1)
     assert [line.kind for line in audit.lines][-1] == "state.restored"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import sqlite3
 import subprocess
 import time
@@ -21,6 +20,7 @@ from ravebot.sandboxes.model import CODE_FOLDER, Actor, MergeRequest, RunState, 
 from ravebot.sandboxes.runs import MOST_OUTPUT_BYTES, MOST_RUNNING, MOST_WAITING
 from ravebot.store import events, restored, runs
 from tests.support.clock import ManualClock
+from tests.support.forks import FORKS
 from tests.support.guest_room import Room
 from tests.support.records import B, a_machine
 from tests.support.run_world import ALICE, MR, USER, a_run_world, run_until_killed, with_code
@@ -295,8 +295,6 @@ async def test_old_runs_are_forgotten_with_their_output(tmp_path: Path) -> None:
 
 
 async def test_a_kill_at_any_point_neither_loses_nor_repeats_a_run(room: Room, tmp_path: Path) -> None:
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.support.run_world"])
     async with a_run_world(room, tmp_path, works=False) as world:
         gate = "while [ ! -e gate ]; do sleep 0.05; done"
         run = await world.ask(f"echo once >> count; seq 1 9000; {gate}; seq 9001 30000")
@@ -305,7 +303,7 @@ async def test_a_kill_at_any_point_neither_loses_nor_repeats_a_run(room: Room, t
         if struck == 24:
             room.sh(f": > {CODE_FOLDER}/gate")
             time.sleep(0.2)
-        process = processes.Process(target=run_until_killed, args=(tmp_path, room.holder_pid, crash_at))
+        process = FORKS.Process(target=run_until_killed, args=(tmp_path, room.holder_pid, crash_at))
         process.start()
         with closing(sqlite3.connect(tmp_path / "ravebot.db", timeout=5)) as connection:
             over = False

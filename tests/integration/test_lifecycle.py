@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.operations import audit
+from ravebot.operations.audit import report as audit
+from ravebot.operations.reports import AuditQuery
 from ravebot.sandboxes import machine_life
 from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.machine_life import BuildFailure
@@ -69,7 +70,7 @@ async def test_the_audit_finds_the_events_of_a_merge_request_whose_row_was_alter
     with closing(sqlite3.connect(world.database.path)) as connection:
         connection.execute(f"UPDATE merge_requests SET {change}")
         connection.commit()
-    report = await audit.read(world.database, MR.full_ref, verify=False, limit=10)
+    report = await audit.read(world.database, AuditQuery(ref=MR.full_ref))
     assert [line.kind for line in report.lines] == await world.kinds()
 
 

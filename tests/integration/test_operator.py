@@ -11,6 +11,7 @@ from ravebot.commands.people import People
 from ravebot.errors import StoreError
 from ravebot.gitlab.client import GitLab
 from ravebot.operations.operator import Operator
+from ravebot.operations.reports import AuditQuery
 from ravebot.sandboxes.intents import Outcome
 from ravebot.sandboxes.model import Actor
 from tests.support.records import a_merge_request
@@ -74,4 +75,4 @@ async def test_one_that_is_kept_after_its_set_up_failed_is_listed_as_such(tmp_pa
 async def test_a_log_that_was_removed_under_the_running_bot_is_told_as_such(yard: Yard) -> None:
     await yard.database.write(lambda tx: tx.execute("DROP TABLE events"))
     with pytest.raises(StoreError, match="compare with a backup"):
-        await operator(yard).audit(None, verify=True, limit=10)
+        await operator(yard).audit(AuditQuery(verify=True))

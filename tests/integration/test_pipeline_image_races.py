@@ -334,3 +334,26 @@ async def test_work_for_an_earlier_sandbox_ends_when_the_image_is_looked_for_ane
         assert not RunningFlight(made, work).is_stale(pipelineimages.converting(made, "b" * 64, NOON))
         assert not RunningFlight(looked, work).is_stale(looked)
         assert RunningFlight(looked, work).is_stale(None)
+
+
+async def test_an_image_whose_making_is_stopped_in_order_many_times_is_not_given_up(
+    yards: Yards, tmp_path: Path
+) -> None:
+    place = yards.place
+    mr = await place.open()
+    place.builds(mr, an_image(tmp_path))
+    await yards.maker.look(await yards.task(mr))
+
+    async def begun() -> bool:
+        return (await yards.row(mr)).begun == 1
+
+    for _ in range(6):
+        async with yards.maker.converting:  # another one is converted
+            flight = asyncio.create_task(yards.maker.make(await yards.task(mr)))
+            await yards.until(begun)
+            flight.cancel()
+            with suppress(asyncio.CancelledError):
+                await flight
+        assert ((await yards.row(mr)).state, (await yards.row(mr)).begun) == (ImageState.FETCHING, 0)
+    await yards.maker.make(await yards.task(mr))
+    assert (await yards.row(mr)).state is ImageState.READY

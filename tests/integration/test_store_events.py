@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from ravebot.operations import audit
+from ravebot.operations.audit import report as audit
+from ravebot.operations.reports import AuditQuery
 from ravebot.sandboxes.model import RAVEBOT, Actor, EventKind, MachineId, MergeRequestRef, SandboxId
 from ravebot.sandboxes.telling import words
 from ravebot.store import events
 from ravebot.store.database import Database, Transaction
+from ravebot.store.events import Which
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.integration
@@ -102,7 +104,7 @@ async def test_a_row_that_was_changed_together_with_its_hash_is_found_by_the_row
 @pytest.mark.parametrize("change", SPOILED)
 async def test_a_row_that_was_spoiled_is_shown_with_the_others(database: Database, change: str) -> None:
     tamper(database, f"UPDATE events SET {change} WHERE id = 5")
-    assert [line.id for line in await database.read(lambda tx: events.lines(tx, 10))] == [1, 2, 3, 4, 5]
+    assert [line.id for line in await database.read(lambda tx: events.lines(tx, 10, Which()))] == [1, 2, 3, 4, 5]
     assert len(await database.read(events.head)) > 0
 
 
@@ -180,7 +182,7 @@ async def test_events_come_back_as_they_went_in_oldest_first(database: Database)
     assert (last.mr, last.machine_id, last.actor) == (REF, MachineId(4), Actor("gitlab", "älice"))
     assert last.data == {"text": "naïve\n\x00", "number": 4}
     assert last.at == ManualClock().now()
-    assert len(await database.read(lambda tx: events.lines(tx, 10, REF))) == 5
+    assert len(await database.read(lambda tx: events.lines(tx, 10, Which((REF.project_id,), REF.iid)))) == 5
     assert await database.read(lambda tx: events.of_sandbox(tx, SandboxId(99))) == ()
     later = ManualClock().now() + timedelta(seconds=1)
     assert await database.read(lambda tx: events.newest(tx, 10, later)) == ()
@@ -196,6 +198,6 @@ async def test_a_row_whose_kind_is_known_no_more_still_loads_is_shown_and_holds_
         assert [type(event.kind) for event in found] == [EventKind] * 5 + [str]
         assert found[-1].kind == "machine.melted"
         assert words(found[-1]) == ""
-    report = await audit.read(database, None, verify=True, limit=10)
+    report = await audit.read(database, AuditQuery(verify=True))
     assert [line.kind for line in report.lines] == [*KINDS, "machine.melted"]
     assert (report.checked_rows, report.broken_at) == (6, None)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ravebot.errors import StoreError
-from ravebot.operations.audit import read_offline
+from ravebot.operations.audit.report import read_offline
+from ravebot.operations.reports import AuditQuery
 from ravebot.store.database import Database, migrate, migrations
 from tests.support.clock import ManualClock
 from tests.support.releases import lay_down, versions
@@ -97,7 +98,7 @@ async def test_the_first_start_upgrades_a_release_and_keeps_every_row(tmp_path: 
             pass
     assert schema(old) == schema(fresh)
     assert_kept(before, rows(old))
-    audit = await read_offline(old.parent, None, True, 1)
+    audit = await read_offline(old.parent, AuditQuery(verify=True, limit=1))
     assert (audit.broken_at, audit.checked_rows) == (None, len(before["events"]))
 
 

@@ -16,8 +16,11 @@ from ravebot.errors import NotRunningError, Refused, StoreError, Unavailable
 from ravebot.operations.reports import (
     AgentUsageLine,
     AuditLine,
+    AuditQuery,
     AuditReport,
     CleanupReport,
+    ExportPiece,
+    ExportPlace,
     SandboxLine,
     Strangers,
     UsageBy,
@@ -60,6 +63,10 @@ BY_WEEK = UsageQuery(by=(UsageBy.PROJECT, UsageBy.WEEK), since=NOW)
 STRANGERS = Strangers(("rave-main-1",), ("rave-1-rave-main-2.qcow2",), ("52:54:00:00:00:01",))
 AUDIT = AuditReport((AuditLine(7, NOW, "ready", "ravebot", "group/app!42", "rave-1", "{}"),), "f" * 64, 7, None)
 
+ASKED = AuditQuery("group/app!42", "group/app", ("alice",), ("sandbox.",), NOW, NOW + timedelta(1), 50, verify=True)
+PLACE = ExportPlace((7,), 42, last=9, event=7, hash="f" * 64, visit=(3, "ssh", "192.0.2.7"), events=2, visits=1)
+PIECE = ExportPiece(("{}", '{"type":"end"}'), PLACE, 8)
+
 
 class Bot:
     """An in-memory bot that remembers what was asked of it."""
@@ -92,9 +99,13 @@ class Bot:
     async def replace_instance(self, instance_id: str) -> None:
         self.asked.append(instance_id)
 
-    async def audit(self, ref: str | None, verify: bool, limit: int) -> AuditReport:
-        self.asked.append((ref, verify, limit))
+    async def audit(self, asked: AuditQuery) -> AuditReport:
+        self.asked.append(asked)
         return AUDIT
+
+    async def export(self, asked: AuditQuery, place: ExportPlace | None) -> ExportPiece:
+        self.asked.append((asked, place))
+        return PIECE
 
     async def usage(self, asked: UsageQuery) -> UsageLines:
         self.asked.append(asked)
@@ -111,7 +122,8 @@ async def test_every_answer_crosses_the_socket_unchanged(tmp_path: Path) -> None
         assert report == CleanupReport(ended=("group/app!42",))
         assert await client.strangers() == STRANGERS
         await client.replace_instance("0123456789")
-        assert await client.audit("group/app!42", True, 50) == AUDIT
+        assert await client.audit(ASKED) == AUDIT
+        assert await client.export(ASKED, PIECE.place) == PIECE
         assert await client.usage(BY_WEEK) == USED
         assert await client.usage(UsageQuery(by=(UsageBy.AGENT,))) == AGENTS_USED
     me = Actor("shell", getpass.getuser())
@@ -119,7 +131,8 @@ async def test_every_answer_crosses_the_socket_unchanged(tmp_path: Path) -> None
         ("stop", ("group/app!42",), me),
         (timedelta(hours=4), False, True, False, me),
         "0123456789",
-        ("group/app!42", True, 50),
+        ASKED,
+        (ASKED, PIECE.place),
         BY_WEEK,
         UsageQuery(by=(UsageBy.AGENT,)),
     ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import multiprocessing
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -58,6 +57,7 @@ from tests.support.agent_world import (
     make_driver,
     ready_sandbox,
 )
+from tests.support.forks import FORKS
 from tests.support.gitlab import DEVELOPER, GitLabServer
 from tests.support.records import make_config
 from tests.support.rooms import room_handler
@@ -65,8 +65,6 @@ from tests.support.sshd import SshGuest
 from tests.support.synapse import MatrixUser, Message, RoomReader, Synapse
 
 T = TypeVar("T")
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.support.agent_room"])
 STRUCK = "struck"
 """In the state's folder: what was about to be done, or had just been done, at each kill."""
 
@@ -194,7 +192,7 @@ class AgentRoom:
     alice: MatrixUser
     reader: RoomReader
     """Bob's ears."""
-    armed: Synchronized[int] = field(default_factory=lambda: _CONTEXT.Value("i", 0))
+    armed: Synchronized[int] = field(default_factory=lambda: FORKS.Value("i", 0))
     process: BaseProcess | None = None
 
     @property
@@ -202,7 +200,7 @@ class AgentRoom:
         return self.bot.state_dir / "ravebot.db"
 
     def start(self) -> None:
-        self.process = _CONTEXT.Process(target=be_the_bot, args=(self.bot, self.armed))
+        self.process = FORKS.Process(target=be_the_bot, args=(self.bot, self.armed))
         self.process.start()
 
     async def begin(self) -> None:

@@ -191,10 +191,11 @@ def test_a_project_is_begun_and_says_which_lines_its_pipeline_needs(tmp_path: Pa
     assert f"{tmp_path}/.rave.yml: written" in flat
     assert "include:  - local: .gitlab/ravebot.yml" in flat
     assert f"Put ravebot's address into {tmp_path}/.gitlab/ravebot.yml instead of https://ravebot.example.org." in flat
+    assert "Next: look at .rave.yml, run `ravebot project check`" in flat
     assert own.read_text() == "build: {script: [make]}\n"
     code, text = invoke("project", "init", str(tmp_path), "--url", "https://rave.example.net")
     assert code == 1
-    assert "is another one than this ravebot writes: --force writes it anew" in text.replace("\n", "")
+    assert "is not what this command would write: --force writes it anew" in text.replace("\n", "")
     code, text = invoke("project", "init", str(tmp_path / "none"))
     assert code == 1
     assert "is no folder: name that of the project's checkout" in text.replace("\n", " ")

@@ -2,8 +2,9 @@
 
 Where ravebot is root with the right to change users, the program is `nobody`. Where ravebot is a user of its own, it is
 that user, without its capability. Where ravebot is root without that right, a program would keep what ravebot may do,
-so none is started. It is never told of another file than the one in its folder, and ends when the thread that started
-it does, so also when ravebot is killed. Everything here blocks.
+so none is started. Where setpriv and the kernel can do it, it opens no file but programs, libraries and those of its
+folder, and no socket. It is never told of another file than the one in its folder, and ends when the thread that
+started it does, so also when ravebot is killed. Everything here blocks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import selectors
 import shutil
 import signal
+import struct
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +33,13 @@ _KEPT_BYTES = 4096
 _PIECE_BYTES = 1024**2
 _POLITE = 10
 _PROBE_SECONDS = 5.0
+_PROGRAMS = ("/usr", "/bin", "/lib", "/lib64", "/nix/store")
+_OF_ALL = ("/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/urandom")
+_X86_64 = 0xC000003E  # AUDIT_ARCH_X86_64
+_X32 = 0x40000000  # from here on are the calls of another ABI
+_FORBIDDEN = (41, 42, 49, 101, 310, 311, 425, 438)
+"""Calls of x86-64 that reach others: socket, connect, bind, ptrace, process_vm_readv and _writev, io_uring_setup,
+pidfd_getfd."""
 _NO_ROOM = ("No space left on device", "Disk quota exceeded")
 
 
@@ -86,6 +95,54 @@ def apart() -> tuple[str, ...]:
     return words if done.returncode == 0 else ()
 
 
+@cache
+def _filter() -> int:
+    """An open file with the seccomp program that forbids those calls."""
+    load, equal, from_on, end = 0x20, 0x15, 0x35, 0x06  # BPF: an absolute word, two comparisons, the verdict
+    count = len(_FORBIDDEN)
+    program = [
+        (load, 0, 0, 4), (equal, 0, count + 3, _X86_64), (load, 0, 0, 0), (from_on, count + 1, 0, _X32),
+        *((equal, count - at, 0, number) for at, number in enumerate(_FORBIDDEN)),
+        (end, 0, 0, 0x7FFF0000), (end, 0, 0, 0x00050001),  # SECCOMP_RET_ALLOW; SECCOMP_RET_ERRNO with EPERM
+    ]  # fmt: skip
+    kept = os.memfd_create("ravebot-cage")
+    os.write(kept, b"".join(struct.pack("=HBBI", *one) for one in program))
+    return kept
+
+
+def _closed(folder: int) -> tuple[str, ...]:
+    """The words that run a program which opens only what is in that open folder, and no socket."""
+    rules = [
+        *(f"read-file,read-dir,execute:{path}" for path in _PROGRAMS if Path(path).exists()),
+        *(f"read-file:{path}" for path in _OF_ALL if Path(path).exists()),
+        "write-file:/dev/null",
+        f"read-file,read-dir,write-file,make-reg,remove-file,truncate:/proc/self/fd/{folder}",
+    ]
+    return (
+        "setpriv", "--no-new-privs", "--seccomp-filter", f"/proc/self/fd/{_filter()}",
+        "setpriv", "--landlock-access", "fs", *(f"--landlock-rule=path-beneath:{rule}" for rule in rules),
+    )  # fmt: skip
+
+
+@cache
+def closes() -> bool:
+    """Whether files and sockets can be kept from programs: by setpriv of util-linux 2.41, and Landlock on x86-64."""
+    if os.uname().machine != "x86_64":
+        return False
+    other, root = user(), os.open("/usr", os.O_PATH | os.O_DIRECTORY)
+    try:
+        done = subprocess.run(
+            [*_closed(root), "true"], capture_output=True, timeout=_PROBE_SECONDS, check=False, cwd="/",
+            stdin=subprocess.DEVNULL, pass_fds=(root, _filter()), user=other, group=other,
+            extra_groups=[] if other is not None else None,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    finally:
+        os.close(root)
+    return done.returncode == 0
+
+
 def give(path: Path) -> None:
     """Give a file or folder to the user that programs get."""
     if (owner := user()) is not None:
@@ -136,10 +193,13 @@ def _start(argv: Sequence[str], folder: Path, limits: CageLimits, stdin: BinaryI
     other = user()
     if why := refused():
         raise Unavailable(why)
+    own = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    closed = _closed(own) if closes() else ()
     try:
         return subprocess.Popen(
-            [*apart(), *powerless, *limited, *argv],
+            [*apart(), *closed, *powerless, *limited, *argv],
             cwd=folder,
+            pass_fds=(own, _filter()) if closed else (),
             stdin=stdin if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -156,6 +216,8 @@ def _start(argv: Sequence[str], folder: Path, limits: CageLimits, stdin: BinaryI
         raise Unavailable(
             f"{error.filename} is not installed where ravebot runs: an operator can install it"
         ) from error
+    finally:
+        os.close(own)
 
 
 def _listen(pipes: Mapping[IO[bytes], Callable[[bytes], object]], guard: Callable[[], None]) -> None:

@@ -205,7 +205,7 @@ class ImageMaker:
         limits = ConvertLimits(max(self.config.sandbox.disk, self.config.limits.disk), self.kept.keep)
         began = time.monotonic()
         made = await asyncio.get_running_loop().run_in_executor(
-            self.threads, convert, work / "fetched", image.path, target, limits, guard
+            self.threads, convert, work / "fetched", image.path, target, limits, guard, self.left
         )
         log.info("image converted", image=target.name, bytes=made.bytes, seconds=round(time.monotonic() - began, 1))
 

@@ -204,10 +204,13 @@ def pipeline_images(config: Config, qemu: QemuUser | None = None) -> Finding:
             name, detail, f"apt-get install {' '.join('xz-utils' if one == 'xz' else one for one in unpack)}"
         )
     detail = f"{folder}, {len(files)} images, {in_bytes(size)} of {in_bytes(kept.keep)}"
+    if cage.closes():
+        return ok(name, f"{detail}; the programs that read them open only their own folder, and no socket")
     if cage.user() is None or (config.state_dir.exists() and config.state_dir.stat().st_uid != 0):
         detail += "; the programs that read them run as ravebot's user: one that a file breaks reads what ravebot reads"
-        return warning(name, detail, "keep QEMU's tools up to date; docs/security.md, Images of pipelines, says more")
-    return ok(name, detail)
+        return warning(name, detail, "Debian 13 or another host with util-linux 2.41 and Landlock keeps them from that")
+    apart = "without network" if cage.apart() else "with the host's network"
+    return ok(name, f"{detail}; the programs that read them are another user, {apart}")
 
 
 def memory(config: Config) -> Finding:

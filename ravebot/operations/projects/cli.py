@@ -47,7 +47,7 @@ def begin(
         output.say(f"{clean(str(one.path))}: {one.fate}", "green" if one.fate is Fate.WRITTEN else "")
     jobs, pipeline = done[1], done[2]
     if jobs.fate is Fate.KEPT:
-        output.complain(f"{clean(str(jobs.path))} is another one than this ravebot writes: --force writes it anew")
+        output.complain(f"{clean(str(jobs.path))} is not what this command would write: --force writes it anew")
     if pipeline.fate is Fate.INCOMPLETE:
         output.complain(f"Add this to {clean(str(pipeline.path))}, which has its own content:", "yellow")
         output.raw("\n" + template(PIPELINE))
@@ -55,6 +55,8 @@ def begin(
         output.complain(f"Put ravebot's address into {clean(str(jobs.path))} instead of {EXAMPLE_URL}.", "yellow")
     if jobs.fate is Fate.KEPT:
         raise typer.Exit(FAILED)
+    if any(one.fate is Fate.WRITTEN for one in done):
+        output.say("Next: look at .rave.yml, run `ravebot project check`, and commit the files on a branch.")
 
 
 @app.command(epilog="For example: `ravebot project check` in a checkout; in a pipeline, it ends with 1 for a mistake.")

@@ -1,0 +1,151 @@
+"""What is measured of machines, the queue, requests and ravebot's own loop; a scrape asks nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from ravebot.access.rules import Connections
+from ravebot.errors import Unavailable
+from ravebot.operations.measuring import Measuring
+from ravebot.providers.base import Usage
+from ravebot.store import inbox
+from ravebot.store.targets import TARGETS
+from tests.support.records import a_merge_request
+from tests.support.yard import Yard, a_yard
+
+pytestmark = pytest.mark.integration
+MR, SECOND, THIRD = a_merge_request(1), a_merge_request(2), a_merge_request(3)
+GIB = 1024**3
+
+
+@pytest.fixture
+async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
+    async with a_yard(tmp_path / "state") as yard:
+        yield yard
+
+
+def measuring(yard: Yard) -> Measuring:
+    return Measuring(yard.config, yard.clock, yard.database, yard.provider, yard.metrics, TARGETS)
+
+
+def shown(yard: Yard) -> dict[tuple[str, ...], float]:
+    families = text_string_to_metric_families(yard.metrics.exposition().decode())
+    return {(one.name, *sorted(one.labels.values())): one.value for family in families for one in family.samples}
+
+
+@asynccontextmanager
+async def at_work(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(loop)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def measured(yard: Yard, seen: Callable[[dict[tuple[str, ...], float]], bool]) -> dict[tuple[str, ...], float]:
+    """The metrics as soon as they are as wanted."""
+    async with at_work(measuring(yard).run()), asyncio.timeout(5):
+        while not seen(shown(yard)):
+            await asyncio.sleep(0.01)
+    return shown(yard)
+
+
+async def test_a_machine_a_project_the_queue_and_ports_are_measured(yard: Yard) -> None:
+    yard.provider.used = Usage(100.0, GIB, 3 * GIB, received_bytes=700, sent_bytes=300)
+    for mr in (MR, SECOND):
+        await yard.make_ready(mr)
+    await yard.told(THIRD)
+    await yard.until(lambda: yard.provider.count("usage") >= 4)
+    yard.pass_by(minutes=10)
+    found = await measured(yard, lambda found: found["ravebot_queue_oldest_seconds",] > 600)
+    name = (await yard.machine(MR)).name
+    labels = sorted(("group/app", "group/app!1", name))
+    assert found["ravebot_machine_cpu_seconds_total", *labels] == 100
+    assert found["ravebot_machine_sent_bytes_total", *labels] == 300
+    assert found["ravebot_machine_memory_limit_bytes", *labels] == yard.config.sandbox.memory
+    assert found["ravebot_project_sandboxes", "group/app"] == 2
+    assert found["ravebot_project_disk_bytes", "group/app"] == 6 * GIB
+    assert found["ravebot_project_cpu_seconds_total", "group/app"] == 200  # each counts once, however often it is seen
+    assert found["ravebot_project_received_bytes_total", "group/app"] == 1400
+    assert found["ravebot_project_sandboxes_ready_total", "group/app"] == 2
+    assert (found["ravebot_ports_used", "ssh"], found["ravebot_ports_used", "web"]) == (2, 2)
+    assert found["ravebot_queue_wait_seconds_count",] == 2
+    assert found["ravebot_database_bytes", "database"] > 0
+
+
+async def test_requests_that_wait_are_counted_by_source(yard: Yard) -> None:
+    await yard.write(lambda tx: inbox.add(tx, source="matrix", key="k", lane="room", kind="command", body="{}"))
+    yard.pass_by(seconds=90)
+    found = await measured(yard, lambda found: found.get(("ravebot_inbox_pending", "matrix")) == 1)
+    assert found["ravebot_inbox_oldest_seconds", "matrix"] == 90
+    assert found["ravebot_inbox_pending", "gitlab"] == 0
+
+
+async def test_the_first_connection_to_a_service_is_timed_and_all_are_counted(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    sandbox = await yard.latest(MR)
+    assert sandbox.ready_at
+    assert sandbox.ssh_port
+    yard.pass_by(minutes=2)
+    for source, dropped in (("192.0.2.1", 0), ("192.0.2.2", 3)):
+        seen = Connections(source, sandbox.ssh_port, 4, dropped, 99, yard.clock.now(), yard.clock.now())
+        yard.fence.counted = (seen,)
+        await yard.core.guard.audit()
+    found = shown(yard)
+    assert found["ravebot_connections_total", "ssh"] == 8
+    assert found["ravebot_connections_dropped_total", "ssh"] == 3
+    assert found["ravebot_first_access_seconds_count", "ssh"] == 1
+    assert 120 <= found["ravebot_first_access_seconds_sum", "ssh"] < 125
+
+
+async def test_a_guest_that_uses_all_its_processors_is_busy_since_then_and_one_that_pauses_is_not(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    vcpus = (await yard.machine(MR)).vcpus
+
+    async def works(seconds: float, share: float) -> None:
+        for _ in range(round(seconds / 15)):
+            yard.pass_by(seconds=15)
+            grown = yard.provider.used.cpu_seconds + 15 * share * vcpus
+            yard.provider.used = replace(yard.provider.used, cpu_seconds=grown)
+            await yard.go()
+
+    await works(60, 0.5)
+    assert (await yard.machine(MR)).busy_since is None
+    began = yard.clock.now()
+    await works(300, 1.0)
+    busy_since = (await yard.machine(MR)).busy_since
+    assert busy_since
+    assert abs((busy_since - began).total_seconds()) <= 60
+    await works(60, 0.2)
+    assert (await yard.machine(MR)).busy_since is None
+
+
+async def test_a_loop_that_is_held_up_is_seen_as_such(yard: Yard) -> None:
+    async with at_work(replace(measuring(yard), every_seconds=0.8).watch_loop()):
+        await asyncio.sleep(0.1)
+        time.sleep(0.7)
+        async with asyncio.timeout(5):
+            while not shown(yard)["ravebot_event_loop_lag_seconds",]:
+                await asyncio.sleep(0.05)
+    assert 0.2 < shown(yard)["ravebot_event_loop_lag_seconds",] < 5
+
+
+async def test_a_scrape_asks_nobody(tmp_path: Path) -> None:
+    """It shows what was measured, also when the database is closed and the provider is away."""
+    async with a_yard(tmp_path / "state") as yard:
+        await yard.make_ready(MR)
+        await measured(yard, lambda found: found.get(("ravebot_project_sandboxes", "group/app")) == 1)
+    yard.provider.fails |= dict.fromkeys(("list", "usage", "host"), Unavailable("libvirt is away"))
+    asked = len(yard.provider.calls)
+    assert b"ravebot_machine_vcpus{" in yard.metrics.exposition()
+    assert len(yard.provider.calls) == asked
