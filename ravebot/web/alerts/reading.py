@@ -77,7 +77,7 @@ def _alert(found: Any) -> Alert | None:
         severity=_cut(labels.get("severity", ""), _SEVERITY),
         summary=_cut(summary or description or _of_labels(labels), _SUMMARY),
         description=_cut(description if summary else "", _DESCRIPTION),
-        runbook=_whole(annotations.get("runbook_url") or annotations.get("runbook", ""), _RUNBOOK),
+        runbook=_runbook(annotations.get("runbook_url") or annotations.get("runbook", "")),
         ends_at=ends_at if ends_at is not None and ends_at >= starts_at else None,
     )
 
@@ -114,7 +114,7 @@ def _cut(text: str, limit: int) -> str:
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
-def _whole(text: str, limit: int) -> str:
-    """An address; of a longer one nothing, as its beginning leads elsewhere."""
-    line = _cut(text, limit + 1)
-    return line if len(line) <= limit else ""
+def _runbook(text: str) -> str:
+    """An address, or a line; of an address that is too long nothing, as its beginning leads elsewhere."""
+    line = _cut(text, _RUNBOOK)
+    return "" if line.startswith("http") and line.endswith("…") else line
