@@ -358,7 +358,16 @@ in
     sandbox.tokens = key amount "20M" "How many tokens of models agents in one sandbox may use over its life.";
   };
 
+  keep = {
+    consoles = key duration "7d" "How long consoles and QEMU's logs of machines that are gone are kept.";
+    output = key duration "7d" "How long what set-up, tests and runs printed is kept.";
+    messages = key duration "7d" "How long it is kept what became of messages that were delivered.";
+    requests = key duration "14d" "How long it is kept what became of requests; at least 14d.";
+    talks = key duration "30d" "How long what people and agents said to each other is kept.";
+  };
+
   monitoring = {
     alertmanager_token_file = secretFile "alertmanagerToken";
+    usage_report = optional room "The room that is told each Monday what was used in the week before.";
   };
 }

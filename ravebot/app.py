@@ -70,6 +70,7 @@ from ravebot.operations.service.logs import CONSOLES, QEMU_LOGS
 from ravebot.operations.stale_notes import StaleNotes
 from ravebot.operations.statewatch import StateWatch
 from ravebot.operations.tokens.operator import TokenOperator
+from ravebot.operations.usage.weekly import render_usage
 from ravebot.operations.weekly import Weekly, WeeklyNews
 from ravebot.parts import (
     AgentParts,
@@ -97,6 +98,9 @@ from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
 
 log = structlog.get_logger()
+
+_WEEKS_OF_USAGE = 2
+"""That are reported if ravebot was down; those before are for `ravebot usage`."""
 
 
 @dataclass
@@ -131,7 +135,7 @@ class Bot:
         logs = [(self.config.state_dir / CONSOLES, "*.log*")]
         if os.access(QEMU_LOGS, os.W_OK):  # otherwise the timer ravebot-logs removes them
             logs.append((QEMU_LOGS, f"{naming.pattern(self.config.instance)}.log*"))
-        housekeeping = Housekeeping(self.clock, self.database, tuple(logs))
+        housekeeping = Housekeeping(self.clock, self.database, self.config.keep, tuple(logs))
         measuring = Measuring(self.config, self.clock, self.database, self.provider, self.metrics, TARGETS)
         operator = Operator(self.config, self.database, self.core, self.provider, self.people)
         reception, approvals = self.agents.reception, self.agents.approvals
@@ -180,8 +184,10 @@ class Bot:
 
     def _weekly_news(self) -> tuple[WeeklyNews, ...]:
         """What is told once a week, and where."""
-        room = self.config.matrix.operations_room
-        return (WeeklyNews("log head", room, render_head),) if room else ()
+        operations, usage = self.config.matrix.operations_room, self.config.monitoring.usage_report
+        news = [WeeklyNews("log head", operations, render_head)] if operations else []
+        news += [WeeklyNews("usage", usage, render_usage, catch_up=_WEEKS_OF_USAGE)] if usage else []
+        return tuple(news)
 
     def _intake(self) -> Intake:
         """What handles the requests of people and GitLab."""

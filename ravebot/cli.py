@@ -33,6 +33,7 @@ from ravebot.operations.backup import cli as backups
 from ravebot.operations.hooks import cli as hooks
 from ravebot.operations.init import cli as initial
 from ravebot.operations.projects import cli as projects
+from ravebot.operations.sandboxlogs import cli as sandboxlogs
 from ravebot.operations.service import cli as service
 from ravebot.operations.tokens import cli as tokens
 from ravebot.operations.usage import cli as usage
@@ -370,6 +371,7 @@ def _progress(text: str) -> None:
     output.complain(terminal.clean(text), "dim")
 
 
+app.command(epilog=sandboxlogs.MORE)(sandboxlogs.logs)
 app.command(epilog=audit.MORE)(audit.audit)
 app.command(epilog=usage.MORE)(usage.usage)
 backups.add(app)

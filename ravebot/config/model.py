@@ -15,10 +15,12 @@ from ravebot.config.values import (
     AbsolutePath,
     ApiPath,
     Command,
+    DayOrLonger,
     Destination,
     DistinctDurations,
     Duration,
     FilePattern,
+    FortnightOrLonger,
     GuestNetwork,
     HostName,
     ImageName,
@@ -315,6 +317,17 @@ class MonitoringConfig(Section):
     """What ravebot tells of how it is doing, beside its metrics."""
 
     alertmanager_token_file: SecretFile | None = None
+    usage_report: RoomName | None = None
+
+
+class KeepConfig(Section):
+    """How long what may be forgotten is kept."""
+
+    consoles: DayOrLonger = timedelta(days=7)
+    output: DayOrLonger = timedelta(days=7)
+    messages: DayOrLonger = timedelta(days=7)
+    requests: FortnightOrLonger = timedelta(days=14)  # GitLab and Matrix may deliver one again for that long
+    talks: DayOrLonger = timedelta(days=30)
 
 
 class Config(Section):
@@ -335,6 +348,7 @@ class Config(Section):
     models: tuple[ModelConfig, ...] = ()
     budgets: Budgets = Budgets()
     monitoring: MonitoringConfig = MonitoringConfig()
+    keep: KeepConfig = KeepConfig()
 
     @property
     def pipeline_images(self) -> Path:

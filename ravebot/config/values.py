@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Self
@@ -65,6 +66,15 @@ def _positive(duration: timedelta) -> timedelta:
     return duration
 
 
+def _at_least(days: int) -> Callable[[timedelta], timedelta]:
+    def check(duration: timedelta) -> timedelta:
+        if duration < timedelta(days=days):
+            raise ValueError(f"must be at least {days}d")
+        return duration
+
+    return check
+
+
 def _distinct(durations: tuple[timedelta, ...]) -> tuple[timedelta, ...]:
     if len(set(durations)) < len(durations):
         raise ValueError("the same duration is listed twice: remove one")
@@ -73,6 +83,8 @@ def _distinct(durations: tuple[timedelta, ...]) -> tuple[timedelta, ...]:
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_bounded)]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
+DayOrLonger = Annotated[Duration, AfterValidator(_at_least(1))]
+FortnightOrLonger = Annotated[Duration, AfterValidator(_at_least(14))]
 DistinctDurations = Annotated[tuple[PositiveDuration, ...], AfterValidator(_distinct)]
 
 

@@ -13,6 +13,7 @@ import structlog
 
 from ravebot.agents.limits import day_of
 from ravebot.clock import Clock
+from ravebot.config.model import KeepConfig
 from ravebot.errors import StoreError
 from ravebot.store import (
     agent_figures,
@@ -33,13 +34,10 @@ from ravebot.store.database import Database
 
 log = structlog.get_logger()
 
-KEEP_HANDLED = timedelta(days=14)
-"""GitLab and Matrix may deliver something again: its key must be kept for longer than that."""
-KEEP_OUTPUT = timedelta(days=7)
-KEEP_TEXTS = timedelta(days=30)
-"""What people and agents said to each other."""
-KEEP_ALERTS = timedelta(days=30)
+_KEEP_ALERTS = timedelta(days=30)
 """After they were resolved, or heard of last."""
+_KEEP_FACTS = timedelta(days=30)
+"""What was read of projects, and what persons used: no text of anybody's."""
 _ROWS_AT_ONCE = 500
 _DAY_SECONDS = 24 * 3600
 
@@ -50,6 +48,7 @@ class Housekeeping:
 
     clock: Clock
     database: Database
+    keep: KeepConfig
     logs: tuple[tuple[Path, str], ...]  # folders, and the pattern of our machines' logs in each
 
     async def forget(self) -> None:
@@ -62,23 +61,24 @@ class Housekeeping:
             await asyncio.sleep(_DAY_SECONDS)
 
     async def _forget(self) -> None:
-        await self.database.write(lambda tx: inbox.forget_handled(tx, KEEP_HANDLED))
-        await self.database.write(lambda tx: outbox.forget_delivered(tx, KEEP_HANDLED))
-        await self.database.write(lambda tx: sandboxes.forget_output(tx, KEEP_OUTPUT))
-        await self.database.write(lambda tx: results.forget_output(tx, KEEP_OUTPUT))
-        await self.database.write(lambda tx: project_files.forget(tx, KEEP_TEXTS))
-        await self.database.write(lambda tx: pipeline_images.forget(tx, KEEP_TEXTS))
-        await self.database.write(lambda tx: alerts.forget(tx, KEEP_ALERTS))
-        while await self.database.write(lambda tx: agent_texts.forget(tx, KEEP_TEXTS, _ROWS_AT_ONCE)):
+        keep = self.keep
+        await self.database.write(lambda tx: inbox.forget_handled(tx, keep.requests))
+        await self.database.write(lambda tx: outbox.forget_delivered(tx, keep.messages))
+        await self.database.write(lambda tx: sandboxes.forget_output(tx, keep.output))
+        await self.database.write(lambda tx: results.forget_output(tx, keep.output))
+        await self.database.write(lambda tx: project_files.forget(tx, _KEEP_FACTS))
+        await self.database.write(lambda tx: pipeline_images.forget(tx, _KEEP_FACTS))
+        await self.database.write(lambda tx: alerts.forget(tx, _KEEP_ALERTS))
+        while await self.database.write(lambda tx: agent_texts.forget(tx, keep.talks, _ROWS_AT_ONCE)):
             await asyncio.sleep(0)  # others write in between
-        while await self.database.write(lambda tx: runs.forget(tx, KEEP_OUTPUT, _ROWS_AT_ONCE)):
+        while await self.database.write(lambda tx: runs.forget(tx, keep.output, _ROWS_AT_ONCE)):
             await asyncio.sleep(0)
         while await self.database.write(lambda tx: api_tokens.forget_answers(tx, _ROWS_AT_ONCE)):
             await asyncio.sleep(0)
-        await self.database.write(lambda tx: agent_figures.forget_days(tx, day_of(tx.now - KEEP_TEXTS)))
+        await self.database.write(lambda tx: agent_figures.forget_days(tx, day_of(tx.now - _KEEP_FACTS)))
         live = frozenset(machine.name for machine in await self.database.read(machines.live))
         for folder, pattern in self.logs:
-            await asyncio.to_thread(_forget_logs, folder, pattern, KEEP_OUTPUT, live)
+            await asyncio.to_thread(_forget_logs, folder, pattern, keep.consoles, live)
         log.info("event log", head=await self.database.read(events.head))
 
 

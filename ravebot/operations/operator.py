@@ -22,11 +22,13 @@ from ravebot.operations.reports import (
     CleanupReport,
     ExportPiece,
     ExportPlace,
+    LogsReport,
     SandboxLine,
     Strangers,
     UsageLines,
     UsageQuery,
 )
+from ravebot.operations.sandboxlogs.find import find as find_logs
 from ravebot.operations.usage import report as usage
 from ravebot.parts import Core
 from ravebot.providers.base import Provider
@@ -90,6 +92,10 @@ class Operator:
     async def export(self, asked: AuditQuery, place: ExportPlace | None) -> ExportPiece:
         """The next piece of an export of those events; the first without a place."""
         return await export.piece(self.database, asked, place)
+
+    async def logs(self, ref: str) -> LogsReport:
+        """Where the logs of a merge request's sandbox are, and what set-up and tests printed."""
+        return await self.database.read(lambda tx: find_logs(tx, ref))
 
     async def usage(self, asked: UsageQuery) -> UsageLines:
         """What was used, by group."""

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-from ravebot.sandboxes.model import Actor
+from ravebot.sandboxes.model import Actor, Run
 
 if TYPE_CHECKING:
     from ravebot.sandboxes.intents import Outcome
@@ -156,6 +156,17 @@ class AuditReport:
     broken_at: int | None = None
 
 
+@dataclass(frozen=True)
+class LogsReport:
+    """Where a merge request's logs are: the machines that its sandboxes had last, newest first, and what set-up and
+    tests printed. `state`: of its newest sandbox; empty if there never was one."""
+
+    ref: str
+    state: str
+    machines: tuple[str, ...]
+    runs: tuple[Run, ...]
+
+
 class UsageBy(StrEnum):
     """What use is added up by."""
 
@@ -230,6 +241,9 @@ class Operations(Protocol):
 
     async def export(self, asked: AuditQuery, place: ExportPlace | None) -> ExportPiece:
         """The next piece of an export of those events; the first without a place."""
+
+    async def logs(self, ref: str) -> LogsReport:
+        """Where the logs of a merge request's sandbox are, and what set-up and tests printed."""
 
     async def usage(self, asked: UsageQuery) -> UsageLines:
         """What was used, by group."""

@@ -56,13 +56,6 @@ def add(tx: Transaction, seen: Visit) -> bool:
     return True
 
 
-def visitors(tx: Transaction, sandbox_id: SandboxId, service: str) -> int:
-    """How many sources ever connected to that service of a sandbox."""
-    row = tx.one("SELECT COUNT(*) AS n FROM connections WHERE sandbox_id = ? AND service = ?", (sandbox_id, service))
-    assert row
-    return int(row["n"])
-
-
 def page(tx: Transaction, after: VisitKey | None, which: Which, most: int) -> tuple[NamedVisit, ...]:
     """Those of the projects, merge request and time that are asked for, in the order of their keys."""
     rows = tx.all(
@@ -85,3 +78,10 @@ def page(tx: Transaction, after: VisitKey | None, which: Which, most: int) -> tu
         )
         for row in rows
     )  # fmt: skip
+
+
+def visitors(tx: Transaction, sandbox_id: SandboxId, service: str) -> int:
+    """How many sources ever connected to that service of a sandbox."""
+    row = tx.one("SELECT COUNT(*) AS n FROM connections WHERE sandbox_id = ? AND service = ?", (sandbox_id, service))
+    assert row
+    return int(row["n"])

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from ravebot.clock import from_us
-from ravebot.sandboxes.model import Machine, MachineId, SandboxId
+from ravebot.sandboxes.model import Machine, MachineId, MergeRequestRef, SandboxId
 from ravebot.store.database import Transaction
 from ravebot.store.rows import dump, load
 
@@ -38,6 +38,16 @@ def live(tx: Transaction) -> tuple[Machine, ...]:
 def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> tuple[Machine, ...]:
     """Every machine that the sandbox ever had, oldest first."""
     rows = tx.all("SELECT * FROM machines WHERE sandbox_id = ? ORDER BY id", (sandbox_id,))
+    return _machines(rows)
+
+
+def newest_of(tx: Transaction, mr: MergeRequestRef, most: int) -> tuple[Machine, ...]:
+    """The machines that the merge request's sandboxes had last, newest first."""
+    rows = tx.all(
+        "SELECT m.* FROM machines m JOIN sandboxes s ON s.id = m.sandbox_id WHERE s.project_id = ? AND s.iid = ?"
+        " ORDER BY m.id DESC LIMIT ?",
+        (mr.project_id, mr.iid, most),
+    )
     return _machines(rows)
 
 

@@ -6,7 +6,7 @@ Rows of sandboxes, machines, connections and turns are never removed, so what wa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from ravebot.agents.model import AGENT
 from ravebot.clock import to_us
@@ -93,7 +93,7 @@ class AgentDay:
     """The models' tokens that an agent used on a UTC day."""
 
     agent: str
-    day: date
+    day: datetime  # its begin
     model_tokens: int
 
 
@@ -124,4 +124,6 @@ def of_days(tx: Transaction, span: UsageSpan) -> tuple[AgentDay, ...]:
         "SELECT day, name, tokens FROM agent_budgets WHERE kind = ? AND tokens > 0 AND day >= ? AND day <= ?",
         (AGENT, first, last),
     )
-    return tuple(AgentDay(row["name"], date.fromisoformat(row["day"]), row["tokens"]) for row in rows)
+    return tuple(
+        AgentDay(row["name"], datetime.fromisoformat(row["day"]).replace(tzinfo=UTC), row["tokens"]) for row in rows
+    )

@@ -89,7 +89,9 @@ async def _theirs(bench: Workbench, caller: Caller, number: int) -> tuple[GuestR
 
 
 def _none(number: int) -> ToolProblem:
-    return ToolProblem(ProblemKind.NOT_FOUND, f"There is no run {number} that you may see; they are kept for 7 days.")
+    return ToolProblem(
+        ProblemKind.NOT_FOUND, f"There is no run {number} that you may see; they are kept for a while, usually 7 days."
+    )
 
 
 def info(run: GuestRun, mr: MergeRequest) -> shapes.RunInfo:

@@ -28,6 +28,7 @@ from ravebot.operations.reports import (
     CleanupReport,
     ExportPiece,
     ExportPlace,
+    LogsReport,
     Operations,
     SandboxLine,
     Strangers,
@@ -82,6 +83,10 @@ class ExportQuestion(AdminQuestion):
     place: ExportPlace | None = None
 
 
+class LogsQuestion(AdminQuestion):
+    ref: str = Field(max_length=500)
+
+
 class UsageQuestion(AdminQuestion):
     by: tuple[UsageBy, ...] = Field((UsageBy.PROJECT,), min_length=1, max_length=4)
     since: AwareDatetime | None = None
@@ -94,6 +99,7 @@ _CLEANUP = TypeAdapter(CleanupReport)
 _STRANGERS = TypeAdapter(Strangers)
 _NOTHING: TypeAdapter[None] = TypeAdapter(None)
 _AUDIT = TypeAdapter(AuditReport)
+_LOGS = TypeAdapter(LogsReport)
 _PIECE = TypeAdapter(ExportPiece)
 _USAGE: TypeAdapter[UsageLines] = TypeAdapter(UsageLines)
 
@@ -124,6 +130,9 @@ def make_app(operations: Operations) -> web.Application:
     async def export(asked: ExportQuestion, _: Actor) -> ExportPiece:
         return await operations.export(AuditQuery(**dict(asked.which)), asked.place)
 
+    async def logs(asked: LogsQuestion, _: Actor) -> LogsReport:
+        return await operations.logs(asked.ref)
+
     async def usage(asked: UsageQuestion, _: Actor) -> UsageLines:
         return await operations.usage(UsageQuery(**dict(asked)))
 
@@ -134,6 +143,7 @@ def make_app(operations: Operations) -> web.Application:
     app.router.add_post("/replace-instance", route(ReplaceQuestion, replace_instance))
     app.router.add_post("/audit", route(AuditQuestion, audit))
     app.router.add_post("/export", route(ExportQuestion, export))
+    app.router.add_post("/logs", route(LogsQuestion, logs))
     app.router.add_post("/usage", route(UsageQuestion, usage))
     return app
 
@@ -255,6 +265,9 @@ class AdminClient:
     async def export(self, asked: AuditQuery, place: ExportPlace | None) -> ExportPiece:
         question = ExportQuestion(which=AuditQuestion(**vars(asked)), place=place)
         return await ask(self.path, "export", question, _PIECE)
+
+    async def logs(self, ref: str) -> LogsReport:
+        return await ask(self.path, "logs", LogsQuestion(ref=ref), _LOGS)
 
     async def usage(self, asked: UsageQuery) -> UsageLines:
         return await ask(self.path, "usage", UsageQuestion(**vars(asked)), _USAGE)

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from ravebot.agents.model import TurnState
+from ravebot.config.model import KeepConfig
 from ravebot.errors import Unavailable
-from ravebot.operations.housekeeping import KEEP_TEXTS, Housekeeping
+from ravebot.operations.housekeeping import Housekeeping
 from ravebot.operations.measuring import Measuring
 from ravebot.sandboxes.model import RAVEBOT, Stage, StageResult
 from ravebot.store import agent_texts, api_tokens, conversations, inbox, outbox, sandboxes
@@ -40,8 +41,8 @@ async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
         yield yard
 
 
-def housekeeping(yard: Yard, *logs: tuple[Path, str]) -> Housekeeping:
-    return Housekeeping(yard.clock, yard.database, logs)
+def housekeeping(yard: Yard, *logs: tuple[Path, str], keep: KeepConfig | None = None) -> Housekeeping:
+    return Housekeeping(yard.clock, yard.database, keep or KeepConfig(), logs)
 
 
 def measuring(yard: Yard) -> Measuring:
@@ -138,6 +139,36 @@ async def test_rows_are_forgotten_when_nobody_can_ask_for_them_again_and_events_
     assert await yard.events() == known
 
 
+@pytest.mark.parametrize("kept", ["consoles", "output", "messages", "requests"])
+async def test_each_is_kept_as_long_as_the_configuration_says(yard: Yard, tmp_path: Path, kept: str) -> None:
+    await yard.make_ready(MR)
+    sandbox = await yard.latest(MR)
+    console = log_of(tmp_path, f"{GONE}.log", 19)
+
+    def keep(tx: Transaction) -> None:
+        inbox.add(tx, source="gitlab", key="handled", lane="lane", kind="note", body="{}")
+        inbox.handled(tx, 1, "done")
+        outbox.delivered(tx, 1, "$event")
+        sandboxes.add_result(tx, sandbox, StageResult(Stage.SETUP, ok=True, seconds=1, tail="what it printed"))
+
+    def left(tx: Transaction) -> set[str]:
+        rows = {
+            "requests": tx.all("SELECT 1 FROM inbox"),
+            "messages": tx.all("SELECT 1 FROM outbox WHERE delivered_at IS NOT NULL"),
+            "output": tx.all("SELECT 1 FROM stage_results WHERE tail <> ''"),
+        }
+        return {name for name, found in rows.items() if found}
+
+    await yard.write(keep)
+    yard.pass_by(days=19)
+    tidy = housekeeping(yard, (tmp_path, "*.log*"), keep=KeepConfig(**{kept: timedelta(days=20)}))
+    async with at_work(tidy.forget()), asyncio.timeout(5):
+        while len(await yard.read(left)) + console.exists() > 1:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+    assert (await yard.read(left), console.exists()) == ({kept} - {"consoles"}, kept == "consoles")
+
+
 async def test_answers_that_a_key_gets_no_more_are_forgotten(yard: Yard) -> None:
     def keep(tx: Transaction) -> None:
         end = tx.now + timedelta(days=90)
@@ -230,7 +261,7 @@ async def test_old_texts_are_forgotten_in_small_transactions(tmp_path: Path) -> 
         for _ in range(5):
             await world.answered(await world.taken(), "done")
         world.yard.pass_by(days=31)
-        rounds = [await world.yard.write(lambda tx: agent_texts.forget(tx, KEEP_TEXTS, 2)) for _ in range(4)]
+        rounds = [await world.yard.write(lambda tx: agent_texts.forget(tx, KeepConfig().talks, 2)) for _ in range(4)]
         assert rounds == [True, True, False, False]
 
 

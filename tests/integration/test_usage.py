@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -18,6 +19,8 @@ from ravebot.errors import Refused, StoreError
 from ravebot.operations.reports import AgentUsageLine, UsageBy, UsageLine, UsageLines, UsageQuery
 from ravebot.operations.usage import report
 from ravebot.operations.usage.show import as_csv, as_records
+from ravebot.operations.usage.weekly import render_usage
+from ravebot.operations.weekly import Week, Weekly, WeeklyNews
 from ravebot.providers.base import Usage
 from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.model import Actor, EndReason, Person, SandboxId
@@ -124,14 +127,6 @@ async def test_a_sandbox_counts_in_the_week_in_which_it_ended_and_that_week_chan
     assert (await the_only(yard, since=ended, until=ended + timedelta(seconds=1))).sandboxes == 1
     assert (await the_only(yard, since=ended + timedelta(seconds=1))).sandboxes == 1  # the other, which lives
     assert await used(yard, since=ended + timedelta(seconds=1), until=ended + timedelta(seconds=2)) == ()
-
-
-@pytest.mark.parametrize(
-    ("day", "week"),
-    [("2026-12-31", "2026-W53"), ("2027-01-01", "2026-W53"), ("2027-01-04", "2027-W01"), ("2025-12-29", "2026-W01")],
-)
-def test_weeks_are_those_of_iso_8601(day: str, week: str) -> None:
-    assert report.week_of(NOON.fromisoformat(f"{day}T12:00:00+00:00")) == week
 
 
 async def test_a_person_is_the_author_and_groups_go_together(yard: Yard) -> None:
@@ -253,3 +248,54 @@ def test_csv_can_be_read_by_programs_and_no_name_is_a_formula_or_a_second_line()
     assert rows[0]["hours"] == "1.2346"
     assert as_records(lines, by)[0]["person"] == "group/app"
     assert as_csv((), (UsageBy.AGENT, UsageBy.WEEK)) == "agent,week,turns,hours,model_tokens"
+
+
+WEEK = Week.of(NOON)
+
+
+async def told_of(yard: Yard, room: str = "#dev:localhost") -> list[str]:
+    """What the weekly look adds to that room's messages."""
+    await Weekly(yard.database, [WeeklyNews("usage", room, render_usage, catch_up=2)]).look(
+        WeeklyNews("usage", room, render_usage, catch_up=2)
+    )
+    rows = await yard.read(lambda tx: tx.all("SELECT body FROM outbox WHERE lane = ? ORDER BY id", (room,)))
+    return [json.loads(row["body"])["content"]["body"] for row in rows if '"content"' in row["body"]]
+
+
+async def test_a_week_is_reported_once_it_is_over_and_a_quiet_one_is_not(yard: Yard) -> None:
+    yard.provider.used = Usage(7200.0, GIB, GIB)
+    await yard.make_ready(MR)
+    yard.pass_by(hours=2)
+    await end(yard, MR)
+    assert await told_of(yard) == []
+    yard.pass_by(days=7)
+    [said] = await told_of(yard)
+    assert said.splitlines()[0].startswith(f"Usage in the week {WEEK} (")
+    assert "1 sandbox, 2.0 h, 2.0 CPU hours, " in said
+    assert "\ngroup/app: 1 sandbox, " in said
+    assert await told_of(yard) == [said]
+    yard.pass_by(days=7)
+    assert await told_of(yard) == [said]
+
+
+async def test_many_projects_are_cut_and_no_name_can_ping_or_be_html(yard: Yard) -> None:
+    for number in range(8):
+        mr = replace(a_merge_request(number + 1), project_path=f"group/<b>{number}@room")
+        await yard.told(mr)
+        await yard.happens(await yard.latest(mr), Happened.END_ASKED, reason=EndReason.STOPPED)
+    content = await yard.read(lambda tx: render_usage(tx, WEEK))
+    assert content
+    assert content["body"].splitlines()[-1] == "3 more projects: 0.0 h"
+    assert "<b>" not in content["formatted_body"]
+    assert "@room" not in content["body"]
+
+
+async def test_a_clock_that_jumps_reports_no_week_twice(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    await end(yard, MR)
+    yard.pass_by(days=7)
+    said = await told_of(yard)
+    assert len(said) == 1
+    for jump in ({"days": 400}, {"days": -400}, {"days": -3}, {"days": 3}):
+        yard.pass_by(**jump)
+        assert await told_of(yard) == said

@@ -21,6 +21,7 @@ from ravebot.operations.reports import (
     CleanupReport,
     ExportPiece,
     ExportPlace,
+    LogsReport,
     SandboxLine,
     Strangers,
     UsageBy,
@@ -29,7 +30,7 @@ from ravebot.operations.reports import (
     UsageQuery,
 )
 from ravebot.sandboxes.intents import Outcome
-from ravebot.sandboxes.model import Actor
+from ravebot.sandboxes.model import Actor, Run, Stage, StageResult
 from ravebot.web import admin
 from ravebot.web.admin import AdminClient, socket_path
 
@@ -66,6 +67,11 @@ AUDIT = AuditReport((AuditLine(7, NOW, "ready", "ravebot", "group/app!42", "rave
 ASKED = AuditQuery("group/app!42", "group/app", ("alice",), ("sandbox.",), NOW, NOW + timedelta(1), 50, verify=True)
 PLACE = ExportPlace((7,), 42, last=9, event=7, hash="f" * 64, visit=(3, "ssh", "192.0.2.7"), events=2, visits=1)
 PIECE = ExportPiece(("{}", '{"type":"end"}'), PLACE, 8)
+
+LOGS = LogsReport(
+    "group/app!42", "ready", ("rave-main-2", "rave-main-1"),
+    (Run(NOW, (StageResult(Stage.SETUP, ok=True, seconds=1.5, tail="a\tb", at=NOW),)),),
+)  # fmt: skip
 
 
 class Bot:
@@ -107,6 +113,10 @@ class Bot:
         self.asked.append((asked, place))
         return PIECE
 
+    async def logs(self, ref: str) -> LogsReport:
+        self.asked.append(ref)
+        return LOGS
+
     async def usage(self, asked: UsageQuery) -> UsageLines:
         self.asked.append(asked)
         return AGENTS_USED if UsageBy.AGENT in asked.by else USED
@@ -123,6 +133,7 @@ async def test_every_answer_crosses_the_socket_unchanged(tmp_path: Path) -> None
         assert await client.strangers() == STRANGERS
         await client.replace_instance("0123456789")
         assert await client.audit(ASKED) == AUDIT
+        assert await client.logs("group/app!42") == LOGS
         assert await client.export(ASKED, PIECE.place) == PIECE
         assert await client.usage(BY_WEEK) == USED
         assert await client.usage(UsageQuery(by=(UsageBy.AGENT,))) == AGENTS_USED
@@ -132,6 +143,7 @@ async def test_every_answer_crosses_the_socket_unchanged(tmp_path: Path) -> None
         (timedelta(hours=4), False, True, False, me),
         "0123456789",
         ASKED,
+        "group/app!42",
         (ASKED, PIECE.place),
         BY_WEEK,
         UsageQuery(by=(UsageBy.AGENT,)),

@@ -169,6 +169,8 @@ def test_a_wrong_value_makes_no_second_complaint_about_its_section(folder: Folde
         ("pool: {lifetime: 2 hours}", "pool.lifetime", "write a duration like"),
         ("pool: {lifetime: 9h}", "pool", "lifetime must not be above max_lifetime"),
         ("pool: {lifetime: 0s}", "pool.lifetime", "longer than zero"),
+        ("keep: {requests: 13d23h}", "keep.requests", "must be at least 14d"),
+        ("keep: {output: 23h}", "keep.output", "must be at least 1d"),
         ("pool: {max_running: two}", "pool.max_running", "valid integer"),
         ("pool: {max_running: 90, max_running: 2}", "pool.max_running", "duplicate key, first in line 16"),
         ("pool: {warn_before: 30m}", "pool.warn_before", "write a list here"),
@@ -267,6 +269,14 @@ def test_a_mistake_in_the_provider_section_is_told(folder: Folder, provider: str
     problem = folder.one(("image: /images/sandbox.qcow2", f"image: /images/sandbox.qcow2, {provider}"))
     assert problem.path == path
     assert says in problem.message
+
+
+def test_the_report_of_use_goes_to_a_room_that_is_known(folder: Folder) -> None:
+    problem = folder.one(
+        ("host: sandboxes.example.org", "host: sandboxes.example.org}\nmonitoring: {usage_report: '#x:y'")
+    )
+    assert problem.path == "monitoring.usage_report"
+    assert "a room that matrix.rooms lists, or that of matrix.operations_room" in problem.message
 
 
 def test_an_agent_in_sandboxes_needs_their_network(folder: Folder) -> None:

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from ravebot.operations.service.files import FileOwner
 from ravebot.operations.service.layout import MARK, Installation, ThingKind, things
 from ravebot.operations.service.logs import tend_folder
 
+WEEK = timedelta(days=7)
 PROGRAM = Path("/bin/true")  # systemd-analyze looks whether it is there
 
 
@@ -193,14 +195,14 @@ def test_logs_become_readable_and_expire_and_nothing_else_is_touched(tmp_path: P
     os.link(outside, folder / "rave-main-dddddddddd.log")
     (folder / "rave-main-eeeeeeeeee.log").mkdir()
 
-    done = tend_folder(folder, "rave-main-" + "[0-9a-f]" * 10 + ".log*", owner, {"rave-main-aaaaaaaaaa"})
+    done = tend_folder(folder, "rave-main-" + "[0-9a-f]" * 10 + ".log*", owner, {"rave-main-aaaaaaaaaa"}, WEEK)
     assert done.removed == ("rave-main-0123456789.log", "rave-main-0123456789.log.0")
     assert done.given == ("rave-main-aaaaaaaaaa.log", fresh)
     assert (folder / fresh).stat().st_uid == owner.uid
     assert outside.stat().st_uid == (folder / "other.log").stat().st_uid == 0
     assert outside.read_text() == "secret"
 
-    unknown = tend_folder(folder, "other.log", owner, None)
+    unknown = tend_folder(folder, "other.log", owner, None, WEEK)
     assert (unknown.removed, unknown.given) == ((), ("other.log",)), "nothing is removed while libvirt is away"
 
 

@@ -19,6 +19,7 @@ def check(config: Config) -> Remarks:
         *host.networks(config),
         *host.lifetimes(config),
         *host.alerts(config),
+        *host.usage_report(config),
         *agents.agents(config),
         *agents.default_agents(config),
         *models.models(config),

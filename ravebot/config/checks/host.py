@@ -131,6 +131,18 @@ def alerts(config: Config) -> Iterator[Remark]:
         )
 
 
+def usage_report(config: Config) -> Iterator[Remark]:
+    """Only rooms that are known otherwise are looked up and joined."""
+    room = config.monitoring.usage_report
+    known = {*(one.room for one in config.matrix.rooms), config.matrix.operations_room}
+    if room is not None and room not in known:
+        yield Remark(
+            ("monitoring", "usage_report"),
+            "write a room that matrix.rooms lists, or that of matrix.operations_room",
+            (("monitoring", "usage_report"), ("matrix", "rooms")),
+        )
+
+
 def useless_warnings(config: Config) -> Iterator[Remark]:
     for index, ahead in enumerate(config.pool.warn_before):
         if ahead >= config.pool.lifetime:

@@ -113,7 +113,7 @@ def _show_end(done: Uninstalled, installation: Installation) -> None:
 
 
 def tend_logs(config: ConfigPath = DEFAULT_CONFIG) -> None:
-    """Let ravebot's user read its machines' logs, and remove those that are a week old; needs root."""
+    """Let ravebot's user read its machines' logs, and remove old ones of machines that are gone; needs root."""
     from ravebot.config.file import read
     from ravebot.operations.service.logs import tend
 

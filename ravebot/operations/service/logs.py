@@ -25,7 +25,6 @@ QEMU_LOGS = Path("/var/log/libvirt/qemu")
 """Where libvirt writes a log of each machine; it never deletes them."""
 CONSOLES = "console"
 """The folder of the machines' consoles, in the state folder."""
-KEEP = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,11 @@ def tend(config: Config, say: Callable[[str], None], folders: Collection[Path] |
     live = _live(config.provider.uri, say)
     for folder in folders or (QEMU_LOGS, config.state_dir / CONSOLES):
         if folder.is_dir():
-            done = tend_folder(folder, f"{naming.pattern(config.instance)}.log*", owner, live)
+            done = tend_folder(folder, f"{naming.pattern(config.instance)}.log*", owner, live, config.keep.consoles)
             say(f"{folder}: {len(done.removed)} old logs removed, {len(done.given)} made readable for ravebot")
 
 
-def tend_folder(
-    folder: Path, pattern: str, owner: FileOwner, live: Collection[str] | None, keep: timedelta = KEEP
-) -> Tended:
+def tend_folder(folder: Path, pattern: str, owner: FileOwner, live: Collection[str] | None, keep: timedelta) -> Tended:
     """Give root's logs to that user, and remove those of machines that are gone. `live` None: it is not known which."""
     oldest = time.time() - keep.total_seconds()
     removed: list[str] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
@@ -13,6 +13,7 @@ from ravebot.clock import SystemClock
 from ravebot.errors import Refused
 from ravebot.operations.offline import opened
 from ravebot.operations.reports import AgentUsageLine, UsageBy, UsageLine, UsageLines, UsageQuery
+from ravebot.operations.weekly import Week
 from ravebot.store import usage
 from ravebot.store.database import Transaction
 from ravebot.store.usage import AgentDay, SandboxUse, TurnUse, UsageSpan
@@ -38,10 +39,9 @@ async def read_offline(state_dir: Path, asked: UsageQuery) -> UsageLines:
         return await database.read(lambda tx: report(tx, asked))
 
 
-def week_of(day: date | datetime) -> str:
-    """The week of ISO 8601 in which a day is, or a moment in UTC: 2026-W48."""
-    year, week, _ = (day.astimezone(UTC) if isinstance(day, datetime) else day).isocalendar()
-    return f"{year}-W{week:02}"
+def week_of(moment: datetime) -> str:
+    """Its week: 2026-W48."""
+    return str(Week.of(moment))
 
 
 def _sandboxes(uses: Iterable[SandboxUse], by: Sequence[UsageBy], now: datetime) -> tuple[UsageLine, ...]:

@@ -1,0 +1,1 @@
+"""`ravebot logs`: the console, QEMU's log and the output of set-up and tests of one merge request's sandbox."""
