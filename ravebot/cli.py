@@ -151,7 +151,7 @@ def run(
     from ravebot import logs
     from ravebot.app import run as run_app
 
-    logs.set_up(log_level.value, loaded.secrets.values())
+    logs.set_up(log_level.value, loaded.secrets.values(), instance=loaded.config.instance)
     for warning in loaded.warnings:
         structlog.get_logger("ravebot").warning("unwise configuration", about=warning)
     asyncio.run(until_told_to_stop(run_app(loaded)))

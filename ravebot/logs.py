@@ -1,12 +1,16 @@
-"""Structured logs: one line an event, JSON except on a terminal, and never a secret."""
+"""Structured logs: one line an event and never a secret; with fields in the journal, else JSON except on a terminal."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import socket
+import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TextIO
 from urllib.parse import quote
 
@@ -17,8 +21,16 @@ HIDDEN = "[hidden]"
 QUIET = ("nio", "aiohttp", "asyncio", "urllib3", "gitlab", "httpcore", "asyncssh", "peewee", "uvicorn", "mcp")
 """Libraries whose messages below warnings are of no use to operators."""
 
+JOURNAL = Path("/run/systemd/journal/socket")
+"""Where journald takes entries with fields (systemd, "Native Journal Protocol")."""
+
 _MIN_SECRET = 4
 _MULTILINE = ("exception", "stack")
+_TOLD = ("timestamp", "level", "event", "logger", *_MULTILINE)
+"""What is in the journal's own fields, or first in the message."""
+_PRIORITIES = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}  # syslog(3)
+_NO_FIELD = re.compile(r"[^A-Z0-9_]")
+_MOST_FIELD = 8000  # characters; a datagram has about 200 KB
 _TOKENS = re.compile(
     r"""(?ix)
       (?<=[?&;]) (access_token|private_token|job_token|token|secret|password|key|signature) = [^&\s"'<>]+
@@ -127,9 +139,80 @@ def _json(event: EventDict, default: Callable[[object], object]) -> str:
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
-def set_up(level: str, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
+def is_journal(stream: TextIO) -> bool:
+    """Whether systemd connected the stream to its journal (JOURNAL_STREAM, systemd.exec(5))."""
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # io.UnsupportedOperation is both
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+class JournalHandler(logging.Handler):
+    """Sends entries with fields to the journal. What it does not take is written to `otherwise`, as JSON."""
+
+    def __init__(self, path: Path, instance: str, otherwise: logging.Handler) -> None:
+        super().__init__()
+        self._path = os.fspath(path)
+        self._instance = instance
+        self._otherwise = otherwise
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            event = json.loads(self._otherwise.format(record))
+            # Addressed each time: journald may be restarted. It must not hold up the event loop.
+            self._socket.sendto(_packed(_fields(event, self._instance)), socket.MSG_DONTWAIT, self._path)
+        except (OSError, ValueError):
+            self._otherwise.handle(record)
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+def _fields(event: Mapping[str, object], instance: str) -> dict[str, str]:
+    """The fields of an entry: each fact as `RAVEBOT_…`, and all of it in `MESSAGE` for people."""
+    facts = {key: value for key, value in event.items() if key not in _TOLD}
+    said = [str(_shown(event.get("event", ""))), *(f"{key}={_quoted(value)}" for key, value in facts.items())]
+    more = [str(event[key]) for key in _MULTILINE if event.get(key)]
+    fields = {
+        "MESSAGE": "\n".join([" ".join(said), *more]),
+        "PRIORITY": str(_PRIORITIES.get(str(event.get("level")), 6)),
+        "SYSLOG_IDENTIFIER": "ravebot",
+        "RAVEBOT_INSTANCE": instance,
+        "RAVEBOT_EVENT": str(event.get("event", "")),
+        "RAVEBOT_LOGGER": str(event.get("logger", "")),
+        "RAVEBOT_REF": str(event.get("ref") or event.get("mr") or ""),
+    }
+    for key, value in facts.items():
+        fields.setdefault(f"RAVEBOT_{_NO_FIELD.sub('_', key.upper())[:50]}", _plain(value))
+    return {name: value for name, value in fields.items() if value}
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _quoted(value: object) -> str:
+    text = _plain(value)
+    return text if re.fullmatch(r"[^\s\"'=]+", text) else json.dumps(text, ensure_ascii=False)
+
+
+def _packed(fields: Mapping[str, str]) -> bytes:
+    """As journald reads it: each value with its length, so that no line break in one begins another field."""
+    parts = []
+    for name, value in fields.items():
+        text = str(_shown(value, "\n"))[:_MOST_FIELD]
+        data = text.encode(errors="replace")
+        parts += [name.encode(), b"\n", struct.pack("<Q", len(data)), data, b"\n"]
+    return b"".join(parts)
+
+
+def set_up(level: str, secrets: Iterable[str] = (), stream: TextIO | None = None, instance: str = "") -> None:
     """Write the logs of structlog and the standard library to `stream` (default: stderr), without these secrets.
 
+    If that is the journal, entries get fields, `instance` among them.
     May be called again; what was hidden stays hidden.
     """
     stream = sys.stderr if stream is None else stream
@@ -149,12 +232,14 @@ def set_up(level: str, secrets: Iterable[str] = (), stream: TextIO | None = None
         if pretty
         else [_facts_first, structlog.processors.JSONRenderer(_json)]
     )
-    handler = logging.StreamHandler(stream)
+    handler: logging.Handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared, processors=[_drop_record, _redaction, *renderer], use_get_message=True
         )
     )
+    if is_journal(stream):
+        handler = JournalHandler(JOURNAL, instance, handler)
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)

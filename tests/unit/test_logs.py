@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
+import socket
+import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -168,3 +172,85 @@ def test_on_a_terminal_no_value_of_any_kind_moves_the_cursor_or_turns_the_line(s
     assert not {char for char in evil if not char.isprintable()} & set(re.sub(r"\x1b\[\d+m", "", text))
     assert "käthe 日本" in text
     assert len(text.splitlines()) > 5, "a traceback keeps its lines"
+
+
+def entry(data: bytes) -> dict[str, str]:
+    """The fields of a datagram to journald, each with its length."""
+    found: dict[str, str] = {}
+    while data:
+        name, _, data = data.partition(b"\n")
+        (length,) = struct.unpack("<Q", data[:8])
+        assert data[8 + length : 9 + length] == b"\n"
+        found[name.decode()] = data[8 : 8 + length].decode()
+        data = data[9 + length :]
+    return found
+
+
+@pytest.fixture
+def journal(tmp_path: Path, stream: io.StringIO) -> Iterator[socket.socket]:
+    """A socket like journald's, to which the logs go."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        listening.settimeout(1)
+        logs.set_up("info", [SECRET], stream)
+        root = logging.getLogger()
+        handler = logs.JournalHandler(tmp_path / "socket", "main", root.handlers[-1])
+        root.handlers[:] = [handler]
+        yield listening
+        handler.close()
+
+
+def test_an_entry_of_the_journal_has_the_facts_as_fields_and_a_message_for_people(journal: socket.socket) -> None:
+    why = f"a\nPRIORITY=0 {SECRET} \x1b[2J"
+    structlog.get_logger("ravebot.pool").warning("slow down", mr="group/app!42", machine="rave-main-1", in_s=3, why=why)
+    assert entry(journal.recv(65536)) == {
+        "MESSAGE": 'slow down mr=group/app!42 machine=rave-main-1 in_s=3 why="a\\nPRIORITY=0 [hidden] \\u001b[2J"',
+        "PRIORITY": "4",
+        "SYSLOG_IDENTIFIER": "ravebot",
+        "RAVEBOT_INSTANCE": "main",
+        "RAVEBOT_EVENT": "slow down",
+        "RAVEBOT_LOGGER": "ravebot.pool",
+        "RAVEBOT_REF": "group/app!42",
+        "RAVEBOT_MR": "group/app!42",
+        "RAVEBOT_MACHINE": "rave-main-1",
+        "RAVEBOT_IN_S": "3",
+        "RAVEBOT_WHY": "a\nPRIORITY=0 [hidden] \\x1b[2J",
+    }
+
+
+def test_a_traceback_follows_the_message_and_a_flood_is_cut(journal: socket.socket) -> None:
+    try:
+        raise ValueError(SECRET)
+    except ValueError:
+        structlog.get_logger("ravebot").exception("it broke")
+    found = entry(journal.recv(300_000))
+    assert re.fullmatch(r"it broke\nTraceback .*\nValueError: \[hidden\]", found["MESSAGE"], re.DOTALL)
+    structlog.get_logger("ravebot").info("flood", much="€" * 200_000, more={"a": "€" * 200_000})
+    assert len(entry(journal.recv(300_000))["RAVEBOT_MUCH"]) == 8000
+    logging.getLogger("aiohttp").error("first\nsecond %s", "\u202e")
+    found = entry(journal.recv(65536))
+    assert (found["MESSAGE"], found["PRIORITY"]) == ("first\\nsecond \\u202e", "3")
+
+
+def test_what_the_journal_does_not_take_is_written_as_json(
+    journal: socket.socket, stream: io.StringIO, tmp_path: Path
+) -> None:
+    (tmp_path / "socket").unlink()
+    structlog.get_logger("ravebot").info("still told", number=1)
+    assert [(line["event"], line["number"]) for line in lines(stream)] == [("still told", 1)]
+
+
+def test_the_journal_is_used_only_for_the_stream_that_systemd_connected_to_it(
+    stream: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "stderr").open("w") as file:
+        monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+        assert not logs.is_journal(file)
+        found = os.fstat(file.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+        assert logs.is_journal(file)
+        assert not logs.is_journal(stream)
+        logs.set_up("info", [], file)
+        assert isinstance(logging.getLogger().handlers[0], logs.JournalHandler)
+        monkeypatch.setenv("JOURNAL_STREAM", "rubbish")
+        assert not logs.is_journal(file)
