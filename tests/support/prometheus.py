@@ -1,4 +1,4 @@
-"""A real Prometheus and a real Alertmanager that watch one bot, on loopback, as the files in monitoring/ set them up."""
+"""A real Prometheus and a real Alertmanager that watch one bot, on loopback, set up by the files in monitoring/."""
 
 from __future__ import annotations
 
