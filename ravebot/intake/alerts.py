@@ -55,7 +55,8 @@ def delivered_at(tx: Transaction) -> datetime | None:
 
 
 def _tell(tx: Transaction, alert: KnownAlert) -> None:
-    outbox.add(tx, RoomLane(alert.room), Kind.ALERT, body={"alert": alert.id}, merge_key=f"alert:{alert.id}")
+    lane, key = RoomLane(alert.room, alerts=True), f"alert:{alert.id}"
+    outbox.add(tx, lane, Kind.ALERT, body={"alert": alert.id}, merge_key=key)
 
 
 def _moment(tx: Transaction, key: str) -> datetime | None:

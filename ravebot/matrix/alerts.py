@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ravebot.clock import moment
-from ravebot.matrix.content import Content, Span, bold, joined, link, message, theirs, words
+from ravebot.matrix.content import Content, Span, bold, joined, link, marked, message, theirs, words
 from ravebot.sandboxes.view import in_words
 from ravebot.store.alerts import AlertStatus, KnownAlert
 
@@ -32,10 +32,10 @@ def render_alert(alert: KnownAlert) -> Content:
     if alert.description and not resolved:
         lines.append(theirs(alert.description, 600))
     lines.append(_times(alert))
-    runbook = link(alert.runbook, "runbook")
     if alert.runbook and not resolved:
+        runbook = link(alert.runbook, "runbook")
         linked = runbook.plain != "runbook"
-        lines.append(joined((words("What to do:"), runbook if linked else theirs(alert.runbook, 300))))
+        lines.append(joined((words("What to do:"), runbook if linked else marked(alert.runbook, 500))))
     content = message([joined(lines, "\n", "<br>")])
     quiet = resolved or alert.severity.lower() in _QUIET
     return content if quiet else content | {"msgtype": "m.text"}

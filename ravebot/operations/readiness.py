@@ -34,7 +34,7 @@ from ravebot.sandboxes.pool.loop import IDLE_PAUSE_SECONDS
 from ravebot.sandboxes.telling import TRIED_AGAIN
 from ravebot.store import agent_work, environments, figures, images, inbox, outbox
 from ravebot.store.database import Database, Transaction
-from ravebot.store.targets import Lane, RoomLane, Target
+from ravebot.store.targets import Target
 from ravebot.web.checks import PERIODS, Check, Checks, State, judge
 
 _SYNC_EVERY = timedelta(seconds=40)
@@ -165,12 +165,12 @@ class Readiness:
 
     async def _outbox(self) -> Check:
         """Messages that wait too long are a failure, unless a single project or room refuses them."""
-        troubles: dict[Lane, str] = {RoomLane(room.name): room.problem for room in self.chat.rooms.statuses()}
+        troubles = {room.name: room.problem for room in self.chat.rooms.statuses()}
         late, refused = [], []
         for target in self.targets:
             for row in await self.database.read(partial(outbox.waiting, target=target)):
                 is_late = abs(self.clock.now() - row.since) > _LONG
-                if trouble := row.refused or (is_late and troubles.get(row.lane)):
+                if trouble := row.refused or (is_late and troubles.get(row.name)):
                     refused.append(f"{row.name}: {trouble}")
                 elif is_late:
                     late.append(f"{row.name}: {row.count} messages wait, the oldest since {row.since:%H:%M:%S} UTC")

@@ -67,7 +67,7 @@ class RoomWatch:
             )
             room_problems.forget(tx, status.name)
         else:
-            waiting = sum(row.count for row in outbox.waiting(tx, MATRIX) if row.lane == RoomLane(status.name))
+            waiting = sum(row.count for row in outbox.waiting(tx, MATRIX) if row.name == status.name)
             text = _broken(status, waiting)
             room_problems.save(tx, RoomProblem(status.name, status.fault, since))
         log.warning("a room's state is told", room=status.name, text=text, to=[chat.text for chat in chats])

@@ -16,7 +16,7 @@ from typing import Self
 
 import structlog
 
-from ravebot.errors import StoreError
+from ravebot.errors import RavebotError
 from ravebot.matrix.content import Content
 from ravebot.store import outbox, weekly
 from ravebot.store.database import Database, Transaction
@@ -91,7 +91,7 @@ class Weekly:
             for news in self._news:
                 try:
                     await self.look(news)
-                except StoreError as error:
+                except RavebotError as error:
                     log.warning("weekly news could not be told", what=news.what, error=str(error))
             await asyncio.sleep(_LOOK_SECONDS)
 

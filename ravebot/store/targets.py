@@ -17,6 +17,7 @@ from ravebot.store.database import Transaction
 _AGAIN = " again"
 _TALK = " conversation "
 _RECEIPTS = " receipts"
+_ALERTS = "alerts"
 
 
 class Kind(StrEnum):
@@ -84,16 +85,19 @@ class RoomLane:
     """A Matrix room, by its configured name, or by its id where none is configured.
 
     A `conversation` with an agent has a lane of its own, so that an agent's stream of words delays nothing else, and
-    one for its `receipts`, which wait a moment for the turn's end.
+    one for its `receipts`, which wait a moment for the turn's end. So have `alerts`, which may be many at once.
     """
 
     room: str
     conversation: int | None = None
     receipts: bool = False
+    alerts: bool = False
 
     @classmethod
     def read(cls, text: str) -> RoomLane:
         room, _, rest = text.partition(" ")  # neither an alias nor an id has a space
+        if rest == _ALERTS:
+            return cls(room, alerts=True)
         conversation, _, receipts = rest.partition(" ")
         return cls(room, int(conversation) if conversation else None, bool(receipts))
 
@@ -103,6 +107,8 @@ class RoomLane:
 
     @property
     def text(self) -> str:
+        if self.alerts:
+            return f"{self.room} {_ALERTS}"
         if self.conversation is None:
             return self.room
         return f"{self.room} {self.conversation}{_RECEIPTS if self.receipts else ''}"

@@ -27,9 +27,9 @@ from ravebot.notify.matrix import MatrixSender
 from ravebot.operations.loghead import render_head
 from ravebot.operations.weekly import Weekly, WeeklyNews
 from ravebot.sandboxes.model import RAVEBOT, EventKind
-from ravebot.store import alerts, events
+from ravebot.store import alerts, events, outbox
 from ravebot.store.alerts import MOST_FIRING, Heard
-from ravebot.store.targets import MATRIX
+from ravebot.store.targets import MATRIX, Kind, RoomLane
 from ravebot.web.alerts.door import MAX_BODY_BYTES, PATH, AlertDoor
 from ravebot.web.alerts.reading import AlertDelivery
 from ravebot.web.checks import Checks
@@ -338,3 +338,11 @@ async def test_the_event_logs_hash_is_told_once_a_week(watchroom: Watchroom) -> 
     assert "after the week 2025-W52: the event log has 1 event, with the hash" in first.body
     assert f"2026-W01: the event log has 2 events, the newest with the hash `{newest}`" in second.body
     assert first.kind == second.kind == "m.notice"
+
+
+async def test_a_storm_of_alerts_holds_up_no_other_message_to_the_room(watchroom: Watchroom) -> None:
+    await watchroom.told(*(an_alert(pod=str(number)) for number in range(20)))
+    await watchroom.world.write(lambda tx: outbox.add(tx, RoomLane(OPS), Kind.NEWS, body={"text": "urgent"}))
+    bodies = [one.body for one in await watchroom.heard()]
+    assert len(bodies) == 21
+    assert bodies.index("urgent") < 10

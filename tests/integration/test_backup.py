@@ -554,12 +554,12 @@ def test_a_backup_that_is_killed_leaves_nothing_under_its_name_and_the_next_one_
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     asyncio.run(a_state(tmp_path / "here", "x"))
     (tmp_path / "backups").mkdir()
-    size = (tmp_path / "here" / DATABASE).stat().st_size
+    whole = maker(tmp_path / "here").to_file(tmp_path / "whole", Stop()).size_bytes
 
     def limit(most: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
-    for most in (size // 2, size + 100):  # while the database is copied, and while the file is written
+    for most in (whole // 2, whole - 100):  # while the database is copied, and while the file is written
         work = partial(maker(tmp_path / "here").into, tmp_path / "backups", 3, Stop())
         full = in_child(work, partial(limit, most))
         assert full == 1

@@ -12,6 +12,7 @@ import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,12 +24,14 @@ from ravebot.clock import SystemClock
 from ravebot.config.file import LoadedConfig, load
 from ravebot.config.model import HttpConfig, PipelineImagesConfig
 from ravebot.images.pipelines import cage
-from ravebot.operations.doctor import Finding, Verdict, examine, gitlab, machines, matrix, network, running
+from ravebot.intake.alerts import AlertIntake
+from ravebot.operations.doctor import Finding, Verdict, alerts, examine, gitlab, machines, matrix, network, running
 from ravebot.operations.offline import database_path
 from ravebot.store.database import Database
 from ravebot.web.checks import Check, CheckFunction, State
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
+from tests.support.clock import ManualClock
 from tests.support.gitlab.actions import Actions as GitLabPages
 from tests.support.synapse import MatrixUser, Synapse
 
@@ -111,6 +114,45 @@ async def judged(
 ) -> dict[str, Finding]:
     found = await all_found(folder, check, changes)
     return {finding.name: finding for finding in reversed(found)}  # the first of each name: the pattern's comes last
+
+
+def with_alerts(folder: Path, token: str, http: str = "127.0.0.1:1") -> LoadedConfig:
+    """A configuration that takes alerts."""
+    plain = loaded(folder, "http://127.0.0.1:1")
+    matrix_too = plain.config.matrix.model_copy(update={"operations_room": "#ops:example.org"})
+    changed = plain.config.model_copy(update={"matrix": matrix_too, "http": HttpConfig(listen=http)})
+    return replace(plain, config=changed, secrets=replace(plain.secrets, alertmanager_token=token))
+
+
+async def alert_findings(given: LoadedConfig) -> list[tuple[Verdict, str]]:
+    return [(finding.verdict, finding.detail) async for finding in alerts.check(given)]
+
+
+async def test_alerts_are_not_looked_at_where_none_are_taken(tmp_path: Path) -> None:
+    assert [finding async for finding in alerts.check(loaded(tmp_path, "http://127.0.0.1:1"))] == []
+
+
+async def test_it_is_told_when_alertmanager_sent_something_last(tmp_path: Path) -> None:
+    given = with_alerts(tmp_path, "t" * 40)
+    [(verdict, detail)] = await alert_findings(given)
+    assert (verdict, "no alert can be counted" in detail) == (Verdict.UNKNOWN, True)  # there is no database yet
+    (tmp_path / "state").mkdir()
+    async with Database(database_path(tmp_path / "state"), ManualClock()) as database:
+        pass
+    assert await alert_findings(given) == [(Verdict.UNKNOWN, "Alertmanager has sent nothing yet")]
+    async with Database(database_path(tmp_path / "state"), ManualClock()) as database:
+        await AlertIntake(database, "#ops:example.org").take((), 0)
+    said = "Alertmanager sent something last at 2026-01-01 12:00:00 UTC; 0 alerts fire"
+    assert await alert_findings(given) == [(Verdict.OK, said)]
+
+
+async def test_a_token_that_can_be_guessed_and_a_bot_that_was_not_restarted_are_told(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    async with Database(database_path(tmp_path / "state"), ManualClock()), services({}) as url:
+        findings = await alert_findings(with_alerts(tmp_path, "short", url.removeprefix("http://")))
+    assert [verdict for verdict, _ in findings] == [Verdict.WARNING, Verdict.FAILED, Verdict.UNKNOWN]
+    assert "only 5 characters" in findings[0][1]
+    assert "takes no alerts yet" in findings[1][1]
 
 
 async def test_right_services_are_all_right(tmp_path: Path) -> None:

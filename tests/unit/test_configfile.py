@@ -242,6 +242,17 @@ def test_an_operators_room_that_is_none_is_told_how_to_write_one(folder: Folder,
     assert 'write a room in quotes, like "#ops:example.org"' in problem.message
 
 
+def test_alerts_need_a_room_to_be_told_in(folder: Folder) -> None:
+    token = folder.secret("alerts", "a-token-of-alertmanagers")
+    alerts = f"monitoring: {{alertmanager_token_file: {token}}}\n"
+    (problem,) = folder.problems(alerts + folder.minimal())
+    assert problem.path == "monitoring.alertmanager_token_file"
+    assert "set matrix.operations_room" in problem.message
+    right = folder.load(alerts + folder.minimal(("  admins:", "  operations_room: '#ops:example.org'\n  admins:")))
+    assert right.secrets.alertmanager_token == "a-token-of-alertmanagers"
+    assert "a-token-of-alertmanagers" in right.secrets.values()
+
+
 @pytest.mark.parametrize(
     ("provider", "path", "says"),
     [

@@ -54,4 +54,5 @@ def _last(path: Path) -> Finding:
         return unknown(_NAME, f"no alert can be counted: {error}", "start ravebot, and look again")
     if last is None:
         return unknown(_NAME, "Alertmanager has sent nothing yet", "try it: docs/operate.md, Alerts")
-    return ok(_NAME, f"Alertmanager sent something last at {last:%Y-%m-%d %H:%M:%S} UTC; {firing} alerts fire")
+    fire = "1 alert fires" if firing == 1 else f"{firing} alerts fire"
+    return ok(_NAME, f"Alertmanager sent something last at {last:%Y-%m-%d %H:%M:%S} UTC; {fire}")
