@@ -8,7 +8,7 @@ from ravebot.config.model import Config
 from ravebot.sandboxes.edges import Meter
 from ravebot.sandboxes.model import RAVEBOT, Actor, Event, EventKind, MachineId, MergeRequest, MergeRequestRef, Sandbox
 from ravebot.sandboxes.telling import TELLINGS
-from ravebot.store import events, merge_requests, outbox
+from ravebot.store import events, machines, merge_requests, outbox
 from ravebot.store.database import Transaction
 from ravebot.store.targets import Kind, NoteLane, RoomLane
 
@@ -44,6 +44,8 @@ class Journal:
         event = events.append(tx, kind, actor, mr=sandbox.mr, sandbox_id=sandbox.id, machine_id=machine_id, data=data)
         mr = merge_requests.get(tx, sandbox.mr)
         assert mr
+        machine = machines.get(tx, machine_id or sandbox.machine_id)
+        tx.log(kind.value, ref=mr.full_ref, machine=machine.name if machine else "", by=str(actor))
         self._count(kind, sandbox, event, mr.project_path)
         telling = TELLINGS.get(kind)
         if telling is None:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from tests.support import dashboards
 from tests.support.crashes import rows
 from tests.support.gitlab import DEVELOPER, Job, MergeRequest, Note, User
 from tests.support.pipelinejobs import OF_A_MERGE_REQUEST, LocalPipeline
+from tests.support.prometheus import Watchers
 from tests.support.receivers import SIGNING_KEY
 from tests.support.stage import ROOT, Stage
 from tests.support.synapse import MatrixUser, Message
@@ -51,6 +54,8 @@ class Place:
     direct: str  # ops alone with the bot
     api: str  # where the API listens
     reviewer: Path  # what the agent reviewer has on its machine: its SSH key, its signing key
+    alerts: str  # the operators' room
+    watchers: Watchers  # Prometheus and Alertmanager, which look at the bot all the time
 
     async def ask(self, who: MatrixUser, text: str, room: str = "") -> Message:
         """Say that and return what the bot answers to it."""
@@ -101,7 +106,14 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place
         {"name": "helper", **known, "inbox": True},
         {"name": "reviewer", **known, "webhook": hook, "ssh_keys": [(reviewer / "id.pub").read_text().strip()]},
     ]
-    async with stage:
+    token = reviewer / "alertmanager-token"
+    token.write_text("correct horse")
+    token.chmod(0o600)
+    changes["matrix"] = {"operations_room": "#alerts:localhost"}
+    changes["monitoring"] = {"alertmanager_token_file": str(token)}
+    async with stage, AsyncExitStack() as stack:
+        watchers = await stack.enter_async_context(Watchers(reviewer / "watchers", stage.http, token))
+        alerts = await stage.matrix_ops.create_room("alerts", invite=[stage.matrix_bot.user_id], name="alerts")
         await stage.start()
         umar = await stage.synapse.user("umar")
         await stage.matrix_ops.invite(stage.room, umar.user_id)
@@ -114,7 +126,7 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place
         await stage.until(lambda: is_in(stage, elsewhere, direct), 20, "the bot does not follow the admin's invites")
         draft = stage.open_merge_request("Not yet", "draft", draft=True)
         await stage.note_says(draft, "Sandbox waits: this is a draft")
-        yield Place(stage, draft, umar, elsewhere, direct, api, reviewer)
+        yield Place(stage, draft, umar, elsewhere, direct, api, reviewer, alerts, watchers)
 
 
 async def is_in(stage: Stage, *rooms: str) -> bool:
@@ -441,6 +453,44 @@ async def test_a_pipeline_s_jobs_wait_for_the_sandbox_tell_why_it_failed_and_sto
     scheduled = gitlab.run_branch_pipeline(stage.project, jobs=["ravebot:clean-up"], source="schedule")
     verdict, printed = await run(gitlab.start_job(scheduled.job("ravebot:clean-up")))
     assert (verdict, "ravebot looks at this project's merge requests now." in printed) == ("PASS", True)
+
+
+async def test_a_real_prometheus_has_data_for_every_panel_and_its_alert_is_told_once_and_marked_when_over(
+    place: Place,
+) -> None:
+    """Prometheus has looked on while sandboxes lived, failed and ended."""
+    stage, watchers, ops = place.stage, place.watchers, place.stage.matrix_ops
+    live = rows(stage, "SELECT iid FROM sandboxes WHERE state = 'ready' ORDER BY id DESC LIMIT 1")
+    assert live, "the tests before this one leave a sandbox"
+    values = {"project": "group/app", "mr": f"group/app!{live[0]['iid']}"} | dict.fromkeys(dashboards.BUILT_IN, "1m")
+    queries = [
+        (path.name, title, expression)
+        for path in dashboards.DASHBOARDS
+        for title, expression in dashboards.queries(path, values)
+    ]
+    assert len(queries) > 30
+    assert [one for one in queries if not await watchers.query(one[2])] == []
+    assert {rule["name"]: rule["lastError"] for rule in await watchers.rules() if rule["health"] != "ok"} == {}
+    texts = {"summary": "A trial", "runbook": "Wait."}
+    trial = {"alert": "Trial", "labels": {"severity": "warning"}, "annotations": texts}
+
+    async def told() -> list[Message]:
+        return [message for message in await ops.messages(place.alerts) if "Trial" in message.body]
+
+    await watchers.add({**trial, "expr": 'up{job="ravebot"} == 1'})
+    [message] = await stage.until(told, 30, "nobody is told of the alert")
+    assert "A trial" in message.body
+    assert "What to do: Wait." in message.body
+    await asyncio.sleep(5)  # Alertmanager repeats it every two seconds
+    assert [one.event_id for one in await told()] == [message.event_id]
+    await watchers.add({**trial, "expr": 'up{job="ravebot"} == 0'})
+
+    async def marked() -> bool:
+        return "Resolved" in (await told())[0].body
+
+    await stage.until(marked, 30, "the alert is not marked as resolved")
+    assert [one.event_id for one in await told()] == [message.event_id]
+    assert 'ravebot_alerts_received_total{result="' in await stage.metrics()
 
 
 async def test_the_other_shell_commands_answer_beside_the_running_bot(place: Place) -> None:

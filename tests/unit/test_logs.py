@@ -218,6 +218,23 @@ def test_an_entry_of_the_journal_has_the_facts_as_fields_and_a_message_for_peopl
     }
 
 
+def test_the_example_for_loki_reads_fields_that_entries_have_and_labels_only_what_is_bounded(
+    journal: socket.socket,
+) -> None:
+    text = (Path(__file__).parents[2] / "monitoring" / "alloy" / "ravebot.alloy").read_text()
+    structlog.get_logger("ravebot").info("sandbox.ready", ref="group/app!42", machine="rave-main-1")
+    read = dict(re.findall(r'(\w+) += "([A-Z_]+)",', text))
+    assert set(read.values()) <= set(entry(journal.recv(65536)))
+    (labels,) = re.findall(r"stage\.labels \{\s*values = \{ (.*) \}", text)
+    (others,) = re.findall(r"stage\.structured_metadata \{\s*values = \{ (.*) \}", text)
+    assert (labels, others) == ('instance = "", level = ""', 'event = "", ref = "", machine = ""')
+    assert {"instance", "event", "ref", "machine", "message", "priority"} == set(read)
+    defined = {f"{kind}.{name}.receiver" for kind, name in re.findall(r'^(loki\.\w+) "(\w+)" \{$', text, re.MULTILINE)}
+    assert set(re.findall(r"forward_to += \[(.*)\]", text)) <= defined
+    outside = re.sub(r'//.*|"(?:\\.|[^"\\])*"', "", text)
+    assert all(outside.count(opening) == outside.count(closing) for opening, closing in ("{}", "[]", "()"))
+
+
 def test_a_traceback_follows_the_message_and_a_flood_is_cut(journal: socket.socket) -> None:
     try:
         raise ValueError(SECRET)
