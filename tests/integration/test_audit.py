@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from ravebot.errors import Refused
+from ravebot.errors import Refused, StoreError
 from ravebot.operations.audit import export, report
 from ravebot.operations.audit.export import OfflineExporter
 from ravebot.operations.offline import database_path
@@ -161,6 +161,12 @@ async def test_an_export_ends_at_a_row_that_was_changed_or_removed_also_one_that
     lines, broken_at = await exported(database, asked)
     assert broken_at == 4
     assert all(line["event"]["id"] < 4 for line in lines[1:])
+
+
+async def test_a_time_of_a_connection_that_is_none_is_told_as_damage(database: Database) -> None:
+    tamper(database.path, "UPDATE connections SET last_at = 9000000000000000000")
+    with pytest.raises(StoreError, match="compare with a backup"):
+        await exported(database, AuditQuery())
 
 
 async def test_rows_that_are_cut_off_while_it_is_exported_are_found(database: Database) -> None:

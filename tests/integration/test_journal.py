@@ -1,136 +1,71 @@
-"""One event and what tells of it: together in one transaction, or not at all."""
+"""A real journald, in namespaces of its own, gets what ravebot logs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ravebot.sandboxes.model import EventKind, Sandbox
-from ravebot.sandboxes.telling import TELLINGS
-from ravebot.store import outbox
-from ravebot.store.database import Transaction
-from tests.support.records import ROOM, World, a_merge_request, a_world
-
 pytestmark = pytest.mark.integration
+JOURNALD = Path("/usr/lib/systemd/systemd-journald")
+FOUND = JOURNALD.exists() and shutil.which("journalctl") is not None
+TOLD = """
+import logging, os, socket, structlog
+from ravebot import logs
+
+# Standard error as systemd connects it to the journal: journald's stream, whose first lines say whose it is.
+stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+stream.connect("/run/systemd/journal/stdout")
+stream.sendall(b"ravebot\\nravebot.service\\n6\\n0\\n0\\n0\\n0\\n")
+os.dup2(stream.fileno(), 2)
+found = os.fstat(2)
+os.environ["JOURNAL_STREAM"] = f"{found.st_dev}:{found.st_ino}"
+logs.set_up("info", ["hush-hush-4711"], instance="main")
+log = structlog.get_logger("ravebot.pool")
+log.info("sandbox.ready", ref="group/app!42", machine="rave-main-0123456789", by="ravebot")
+log.warning("not heard", error="a\\nPRIORITY=0\\nhush-hush-4711", ref="group/app!43")
+log.info("large", **{f"fact_{number}": "y" * 8000 for number in range(60)})
+logging.getLogger("aiohttp").error("failed")
+"""
+SCRIPT = """
+set -e
+mount -t tmpfs none /run
+mkdir -p /run/systemd/journal /run/systemd/journald.conf.d /run/log/journal
+echo '[Journal]
+Storage=volatile
+ReadKMsg=no
+Audit=
+ForwardToSyslog=no' > /run/systemd/journald.conf.d/test.conf
+"$1" 2> /dev/null &
+journald=$!
+while ! [ -S /run/systemd/journal/socket ]; do kill -0 $journald; sleep 0.05; done
+"$2" -c "$3"
+kill -USR1 $journald
+journalctl -D /run/log/journal --sync 2> /dev/null || sleep 1
+journalctl -D /run/log/journal --no-pager -q -t ravebot -o json --all
+kill $journald
+"""
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with a_world(tmp_path) as world:
-        yield world
-
-
-async def record(world: World, sandbox: Sandbox, kind: str, **data: object) -> None:
-    await world.write(lambda tx: world.lifecycle.journal.record(tx, EventKind(kind), sandbox=sandbox, data=data))
-
-
-@pytest.mark.parametrize("kind", TELLINGS)
-async def test_every_telling_goes_where_the_table_says(world: World, kind: EventKind) -> None:
-    sandbox = await world.queued(a_merge_request())
-    await world.empty_outbox()
-    await record(world, sandbox, kind)
-    telling = TELLINGS[kind]
-    expected = ["matrix card", "gitlab note"] * telling.card
-    if kind in ("sandbox.update_failed", "sandbox.kept"):
-        expected[0] = "matrix call"
-    expected += ["matrix history"] * bool(telling.thread({})) + ["matrix say"] * telling.say
-    expected += ["matrix warning", "gitlab warning"] * telling.warn
-    assert await world.told_kinds() == expected
-    assert (await world.kinds())[-1] == kind
-
-
-@pytest.mark.parametrize(
-    ("kind", "room", "heard"),
-    [
-        ("build.held", "#ops:example.org", [ROOM, "#ops:example.org"]),
-        ("build.resumed", "#ops:example.org", [ROOM, "#ops:example.org"]),
-        ("firewall.repaired", "#ops:example.org", [ROOM]),
-        ("build.held", ROOM, [ROOM]),
-    ],
-)
-async def test_an_image_that_is_held_is_said_to_the_operators_too_and_to_no_room_twice(
-    tmp_path: Path, kind: str, room: str, heard: list[str]
-) -> None:
-    async with a_world(tmp_path, matrix={"operations_room": room}) as world:
-        sandbox = await world.queued(a_merge_request())
-        await world.empty_outbox()
-        await record(world, sandbox, kind, why="it does not boot")
-        assert [lane for _, lane, told, _ in await world.outbox() if told == "say"] == heard
-
-
-async def test_the_operators_room_is_told_once_also_when_a_project_has_it_by_another_name(tmp_path: Path) -> None:
-    async with a_world(tmp_path, matrix={"operations_room": "!dev:example.org"}) as world:
-        await world.write(lambda tx: outbox.set_room(tx, ROOM, "!dev:example.org"))
-        sandbox = await world.queued(a_merge_request())
-        await world.empty_outbox()
-        await record(world, sandbox, "build.held", why="it does not boot")
-        assert [lane for _, lane, told, _ in await world.outbox() if told == "say"] == [ROOM]
-
-
-async def test_what_is_only_for_the_log_is_told_to_nobody(world: World) -> None:
-    sandbox = await world.queued(a_merge_request())
-    await world.empty_outbox()
-    await record(world, sandbox, "access.first", source="10.0.0.1")
-    assert await world.outbox() == []
-    assert (await world.events())[-1].data == {"source": "10.0.0.1"}
-
-
-async def test_changes_in_quick_succession_are_one_card_and_one_note_but_every_line_of_history(world: World) -> None:
-    sandbox = await world.queued(a_merge_request())
-    for _ in range(3):
-        await record(world, sandbox, "sandbox.extended", seconds=60)
-    kinds = await world.told_kinds()
-    assert sorted(kinds) == ["gitlab note", "matrix card"] + ["matrix history"] * 3
-
-
-async def test_a_line_of_history_carries_its_words_and_goes_to_the_projects_room(world: World) -> None:
-    sandbox = await world.queued(a_merge_request())
-    await record(world, sandbox, "sandbox.extended", seconds=3600, by="alice (gitlab)")
-    [(_, lane, _, body)] = [row for row in await world.outbox() if row[2] == "history"]
-    assert lane == ROOM
-    assert json.loads(body) == {"calls": False, "text": "extended by 1 h by alice (gitlab)"}
-
-
-async def test_notes_have_the_lane_of_their_merge_request(world: World) -> None:
-    await world.queued(a_merge_request(3))
-    assert {lane for target, lane, _, _ in await world.outbox() if target == "gitlab"} == {"7!3"}
-
-
-async def test_a_project_with_two_rooms_is_told_of_in_both_and_one_with_none_only_in_its_note(tmp_path: Path) -> None:
-    rooms = [{"room": "#a:x", "projects": ["group/*"]}, {"room": "#b:x", "projects": ["group/app"]}]
-    served = {"projects": ["group/*", "elsewhere/*"]}
-    async with a_world(tmp_path, matrix={"rooms": rooms}, gitlab=served) as world:
-        await world.queued(a_merge_request(1))
-        await world.queued(a_merge_request(2, project_path="elsewhere/app"))
-        assert [(lane, kind) for _, lane, kind, _ in await world.outbox()] == [
-            ("#a:x", "card"), ("#b:x", "card"), ("7!1", "note"), ("7!2", "note"),
-        ]  # fmt: skip
-
-
-async def test_when_the_transaction_fails_neither_event_nor_telling_remains(world: World) -> None:
-    sandbox = await world.queued(a_merge_request())
-    before = (await world.kinds(), await world.outbox())
-
-    def fails(tx: Transaction) -> None:
-        world.lifecycle.journal.record(tx, EventKind.SANDBOX_EXTENDED, sandbox=sandbox, data={"seconds": 1})
-        raise ValueError("on purpose")
-
-    with pytest.raises(ValueError, match="on purpose"):
-        await world.write(fails)
-    assert (await world.kinds(), await world.outbox()) == before
-
-
-async def test_the_time_to_ready_is_measured_once_a_sandbox(world: World) -> None:
-    mr = a_merge_request()
-    await world.claimed(mr)
-    world.pass_by(seconds=20)
-    await world.announced(await world.latest(mr))
-    world.pass_by(hours=1)
-    restarted = await world.latest(mr)
-    await record(world, restarted, "sandbox.ready", seconds=5)
-    text = world.metrics.exposition().decode()
-    assert "ravebot_sandbox_start_seconds_count 1.0" in text
-    assert "ravebot_sandbox_start_seconds_sum 20.0" in text
+@pytest.mark.skipif(not FOUND or os.geteuid() != 0, reason="needs root and systemd's journald")
+def test_the_journal_finds_entries_by_their_fields_and_keeps_what_is_too_large_as_text() -> None:
+    done = subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "sh", "-c", SCRIPT, "sh",
+         str(JOURNALD), sys.executable, TOLD],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    entries = [json.loads(line) for line in done.stdout.splitlines()]
+    by_event = {entry["RAVEBOT_EVENT"]: entry for entry in entries if "RAVEBOT_EVENT" in entry}
+    ready, heard = by_event["sandbox.ready"], by_event["not heard"]
+    assert ready["MESSAGE"] == "sandbox.ready ref=group/app!42 machine=rave-main-0123456789 by=ravebot"
+    assert (ready["RAVEBOT_REF"], ready["RAVEBOT_INSTANCE"], ready["PRIORITY"]) == ("group/app!42", "main", "6")
+    assert ready["RAVEBOT_MACHINE"] == "rave-main-0123456789"
+    assert (heard["PRIORITY"], heard["RAVEBOT_ERROR"]) == ("4", "a\nPRIORITY=0\n[hidden]")
+    assert by_event["failed"]["PRIORITY"] == "3"
+    assert any('"event": "large"' in str(entry["MESSAGE"]) for entry in entries), "as JSON, by the stream"

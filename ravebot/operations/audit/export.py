@@ -22,7 +22,7 @@ from ravebot.store.database import Database, Transaction
 from ravebot.store.events import GENESIS, Intact, Which
 
 FORMAT = 1
-_AT_ONCE = 1000
+_AT_ONCE = 250
 
 
 class Exporter(Protocol):
@@ -56,7 +56,7 @@ async def piece(database: Database, asked: AuditQuery, place: ExportPlace | None
     """The next piece. Raises Refused for an unknown merge request or project, StoreError for an unreadable log."""
     try:
         return await database.read(lambda tx: _piece(tx, asked, place))
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, OverflowError) as error:  # the latter: a stored time is none
         raise unreadable(database, error) from error
 
 

@@ -41,7 +41,7 @@ async def read_offline(state_dir: Path, asked: AuditQuery) -> AuditReport:
         return await read(database, asked)
 
 
-def unreadable(database: Database, error: sqlite3.DatabaseError) -> StoreError:
+def unreadable(database: Database, error: Exception) -> StoreError:
     """What to say if the log can't be read."""
     return StoreError(
         f"the event log in {database.path} can't be read: {error}; it was tampered with or damaged: "
