@@ -100,7 +100,7 @@ class _Drawing:
         width = round(at["w"] * _COLUMN - _GAP - 2)
         frame = Frame(
             width,
-            at["h"] * _ROW - (64 if sum(len(line.name) + 6 for line in lines) * 6.2 < width else 80),
+            at["h"] * _ROW - (64 if sum(len(line.name) + 5 for line in lines) * 7 < width else 82),
             since,
             self.until,
             settings["unit"],

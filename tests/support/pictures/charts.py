@@ -41,7 +41,7 @@ class Frame:
     limits: tuple[tuple[float, str], ...] = ()
     least: float | None = None
     most: float | None = None
-    stacked: bool = False
+    stacked: bool = False  # areas, one on the other
 
 
 def color(name: str, number: int = 0) -> str:
@@ -88,10 +88,9 @@ def chart(lines: Sequence[Line], frame: Frame) -> str:
         at = low + number * step
         drawn.append(f'<line class="grid" x1="{_LEFT}" x2="{frame.width - _RIGHT}" y1="{y(at):.1f}" y2="{y(at):.1f}"/>')
         drawn.append(f'<text x="{_LEFT - 6}" y="{y(at) + 4:.1f}" text-anchor="end">{words(at, frame.unit)}</text>')
-    for part in range(5):
-        at = frame.since + (frame.until - frame.since) * part / 4
-        anchor = ("start", "middle", "middle", "middle", "end")[part]
-        ago = "now" if part == 4 else f"−{_span(frame.until - at)}"
+    for part, anchor in enumerate(("start", "middle", "end")):
+        at = frame.since + (frame.until - frame.since) * part / 2
+        ago = f"−{_span(frame.until - at)}" if frame.until - at > 1 else "now"
         drawn.append(f'<text x="{x(at):.1f}" y="{frame.height - 3}" text-anchor="{anchor}">{ago}</text>')
     for number, (line, bases) in enumerate(shown):
         stroke = color(line.color, number)
@@ -100,7 +99,8 @@ def chart(lines: Sequence[Line], frame: Frame) -> str:
             path = " ".join(f"{x(line.points[n][0]):.1f},{y(tops_of[n]):.1f}" for n in run)
             if frame.stacked and not line.beside:
                 below = " ".join(f"{x(line.points[n][0]):.1f},{y(bases[n]):.1f}" for n in reversed(run))
-                drawn.append(f'<polygon points="{path} {below}" fill="{stroke}" fill-opacity="0.3"/>')
+                drawn.append(f'<polygon points="{path} {below}" fill="{stroke}" fill-opacity="0.6"/>')
+                continue
             dash = ' stroke-dasharray="6 4"' if line.beside else ""
             drawn.append(f'<polyline points="{path}" fill="none" stroke="{stroke}" stroke-width="1.6"{dash}/>')
     for limit, name in frame.limits:

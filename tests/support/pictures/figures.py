@@ -22,7 +22,7 @@ SETTINGS = {
     "provider": {"accelerator": "auto"},
     "agents": [
         {"name": "coder", "owner": "alice", "projects": ["group/*"], "acp": {"command": ["coder"]}},
-        {"name": "reviewer", "owner": "alice", "projects": ["group/*"], "inbox": True},
+        {"name": "reviewer", "owner": "alice", "projects": ["group/*"], "acp": {"command": ["reviewer"]}},
     ],
 }
 """What ravebot is configured with, on top of the stage's own."""
