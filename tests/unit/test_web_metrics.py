@@ -167,6 +167,14 @@ def test_a_label_can_break_out_of_nothing() -> None:
     assert found["ravebot_machine_vcpus", *sorted((evil, f"{evil}!1", "rave-main-1"))] == 2
 
 
+def test_a_project_s_series_begin_at_zero_so_that_its_first_failure_is_an_increase() -> None:
+    metrics = Metrics()
+    metrics.sandbox_ready("group/app", timedelta(seconds=12))
+    assert value(metrics, "project_sandboxes_ready_total", project="group/app") == 1
+    assert value(metrics, "project_sandboxes_failed_total", project="group/app") == 0
+    assert value(metrics, "project_cpu_seconds_total", project="group/app") == 0
+
+
 def test_the_first_fifty_projects_have_series_and_all_others_are_one() -> None:
     metrics = Metrics()
     for number in range(200):

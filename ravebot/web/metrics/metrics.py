@@ -384,5 +384,11 @@ class Metrics:
 
     def _project(self, path: str) -> str:
         label = path if path in self._projects or len(self._projects) < self._most_projects else OTHER
-        self._projects[label] = None
+        if label not in self._projects:
+            self._projects[label] = None
+            for counter in (
+                self._project_ready, self._project_failed,
+                self._project_cpu, self._project_received, self._project_sent,
+            ):  # fmt: skip
+                counter.labels(label)  # at 0, as in _begin_at_zero
         return label

@@ -1,4 +1,4 @@
-"""The command: `./dev pictures [--out FOLDER] [--docs] [--agents]`."""
+"""The command: `./dev pictures [--out FOLDER] [--docs] [--agents | --dashboards]`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _sorry(f"{folder} is not empty")
     print(f"The pictures go to {folder}", flush=True)
     try:
-        return asyncio.run(run(folder, given.docs, given.agents))
+        return asyncio.run(run(folder, given.docs, given.agents, given.dashboards))
     except (PictureError, AssertionError) as error:
         return _sorry(str(error))
 
@@ -47,7 +47,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--docs", action="store_true", help="write those of the documentation to docs/; skips the answers"
     )
-    parser.add_argument("--agents", action="store_true", help="of a coding agent at work, on the Debian image, instead")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--agents", action="store_true", help="of a coding agent at work, on the Debian image, instead"
+    )
+    instead.add_argument(
+        "--dashboards",
+        action="store_true",
+        help="of monitoring/grafana/, drawn from what a real Prometheus saw, instead",
+    )
     return parser
 
 

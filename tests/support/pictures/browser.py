@@ -17,16 +17,21 @@ _TIMEOUT_SECONDS = 120
 async def page(url: str, *, unfolded: bool = False, style: str = "") -> Picture:
     """The page from its top to the last thing on it; `unfolded` also shows what has to be clicked on to be seen, and
     `style` is more CSS."""
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        text = await answer.text()
+    shown = text.replace("<details>", "<details open>") if unfolded else text
+    return await photograph(shown.replace("</style>", f"{style}</style>"), _WIDTH)
+
+
+async def photograph(html: str, width: int) -> Picture:
+    """A page of that text, from its top to the last thing on it."""
     with tempfile.TemporaryDirectory(prefix="ravebot-page-", ignore_cleanup_errors=True) as folder:
-        html, shot = Path(folder, "page.html"), Path(folder, "page.png")
-        async with aiohttp.ClientSession() as session, session.get(url) as answer:
-            text = await answer.text()
-        shown = text.replace("<details>", "<details open>") if unfolded else text
-        html.write_text(shown.replace("</style>", f"{style}</style>"))
+        file, shot = Path(folder, "page.html"), Path(folder, "page.png")
+        file.write_text(html)
         await run(
             *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
-            *("--hide-scrollbars", f"--user-data-dir={folder}/profile", f"--window-size={_WIDTH},{_HEIGHT}"),
-            *(f"--screenshot={shot}", html.as_uri()),
+            *("--hide-scrollbars", f"--user-data-dir={folder}/profile", f"--window-size={width},{_HEIGHT}"),
+            *(f"--screenshot={shot}", file.as_uri()),
             timeout=_TIMEOUT_SECONDS,
         )
         taken = Picture.read(await run("convert", str(shot), "-depth", "8", "ppm:-"))

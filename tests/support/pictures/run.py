@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.support.demo import sample
 from tests.support.demo.doors import hand_over
-from tests.support.pictures import people
+from tests.support.pictures import figures, people
 from tests.support.pictures.agents import SETTINGS as AGENTS
 from tests.support.pictures.agents import AgentStory
 from tests.support.pictures.album import Album
@@ -24,9 +24,9 @@ _NARROW = 420
 _INTERRUPTED = 130
 
 
-async def run(folder: Path, docs: bool, agents: bool) -> int:
+async def run(folder: Path, docs: bool, agents: bool, dashboards: bool) -> int:
     """The exit code: 0 when every picture was taken."""
-    taking = asyncio.create_task(_take(folder, docs, agents))
+    taking = asyncio.create_task(_of_dashboards(folder, docs) if dashboards else _take(folder, docs, agents))
     told = False
 
     def interrupt() -> None:
@@ -70,6 +70,14 @@ async def _take(folder: Path, docs: bool, agents: bool) -> None:
         shown = _of_agents(album, clients["wide"]) if agents else _of_life(album, clients["wide"])
         await _for_docs(shown, ROOT / "docs" if docs else folder)
     hand_over(folder, *folder.rglob("*"))
+
+
+async def _of_dashboards(folder: Path, docs: bool) -> None:
+    print("Setting up Synapse, the GitLab stand-in, a network, Prometheus …", flush=True)
+    for path in await figures.take(folder, docs):
+        hand_over(path)
+        print(f"{path}: {path.stat().st_size} bytes", flush=True)
+    hand_over(folder)
 
 
 def _of_life(album: Album, client: Nheko) -> dict[str, Picture]:

@@ -1,0 +1,128 @@
+"""The dashboards over a real run: sandboxes wait, live, fail and end, and people and a flood connect to them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.support.crashes import rows
+from tests.support.dashboards import DASHBOARDS
+from tests.support.gitlab import MergeRequest
+from tests.support.pictures.boards import Source
+from tests.support.pictures.picture import Picture
+from tests.support.prometheus import Watchers
+from tests.support.stage import ROOT, Stage
+
+SETTINGS = {
+    "pool": {"lifetime": "80s", "warn_before": ["20s"], "max_running": 2},
+    "sandbox": {"smoke_tests": [{"http": "/"}]},
+    "provider": {"accelerator": "auto"},
+    "agents": [
+        {"name": "coder", "owner": "alice", "projects": ["group/*"], "acp": {"command": ["coder"]}},
+        {"name": "reviewer", "owner": "alice", "projects": ["group/*"], "acp": {"command": ["reviewer"]}},
+    ],
+}
+"""What ravebot is configured with, on top of the stage's own."""
+
+_RUN_SECONDS, _ROUND_SECONDS = 260, 5
+_RATE = "40s"  # machines are looked at every 20 seconds
+_BUSY = """\
+#!/bin/sh
+head -c 20000000 /dev/urandom >blob
+nohup sh -c 'while :; do i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; sleep 2; done' >/dev/null 2>&1 &
+sleep {seconds}
+"""
+_FAILING = "#!/bin/sh\nsleep 2\necho 'no such package' >&2\nexit 3\n"
+_VISIT = """\
+import socket, sys, urllib.request
+host, ssh, web, times = sys.argv[1], *map(int, sys.argv[2:])
+kept = []
+for _ in range(times):
+    try:
+        kept.append(socket.create_connection((host, ssh), timeout=0.3))
+    except OSError:
+        pass
+try:
+    urllib.request.urlopen(f"http://{host}:{web}/", timeout=2).read()
+except OSError:
+    pass
+"""
+
+
+@dataclass
+class Figures:
+    """Lets a stage's ravebot work for some minutes, and takes the pictures from what Prometheus saw meanwhile."""
+
+    stage: Stage
+    watchers: Watchers
+    began: float = field(default_factory=time.monotonic)
+
+    async def live(self) -> None:
+        """Six merge requests, two sandboxes at a time, and a round of visits every few seconds."""
+        stage = self.stage
+        first = self._open("Add a login page", _BUSY.format(seconds=6))
+        self._open("Upgrade libfoo", _FAILING)
+        plan: list[tuple[float, str, MergeRequest | None]] = [
+            (20, "Sort the list", None), (22, "Translate it", None), (60, "", first), (90, "Cache it", None),
+            (130, "Break it again", None), (150, "One more idea", None), (200, "The last one", None),
+        ]  # fmt: skip
+        while (passed := time.monotonic() - self.began) < _RUN_SECONDS:
+            while plan and plan[0][0] <= passed:
+                _, title, mr = plan.pop(0)
+                if mr is not None:
+                    stage.gitlab.merge(mr)
+                else:
+                    self._open(title, _FAILING if "Break" in title else _BUSY.format(seconds=4))
+            await self._visit(40 if 100 < passed < 110 else 2)
+            await asyncio.sleep(_ROUND_SECONDS)
+
+    async def pictures(self) -> dict[str, Picture]:
+        """Of each dashboard, by its file's name."""
+        seconds = time.monotonic() - self.began
+        values = {
+            "instance": self.stage.http.removeprefix("http://"),
+            "project": self.stage.project.path,
+            "mr": f"{self.stage.project.path}!{self._oldest()}",
+            "__rate_interval": _RATE,
+            "__range": f"{seconds:.0f}s",
+        }
+        source = Source(self.watchers.prometheus, seconds, values)
+        return {path.stem: await source.picture(path) for path in DASHBOARDS}
+
+    def _open(self, title: str, setup: str) -> MergeRequest:
+        branch = title.lower().replace(" ", "-")
+        return self.stage.open_merge_request(title, branch, files={".rave/setup": setup, "feature.txt": "new\n"})
+
+    async def _visit(self, times: int) -> None:
+        """Somebody connects to what is ready."""
+        for ready in rows(self.stage, "SELECT ssh_port, web_port FROM sandboxes WHERE state = 'ready'"):
+            ports = [str(ready["ssh_port"]), str(ready["web_port"]), str(times)]
+            await self.stage.client.arun([sys.executable, "-c", _VISIT, self.stage.host, *ports], timeout=60)
+
+    def _oldest(self) -> int:
+        """The merge request of the sandbox that has been ready longest."""
+        found = rows(self.stage, "SELECT iid FROM sandboxes WHERE state = 'ready' ORDER BY ready_at LIMIT 1")
+        assert found, "no sandbox is ready at the end"
+        return int(found[0]["iid"])
+
+
+async def take(folder: Path, docs: bool) -> list[Path]:
+    """Everything from the set-up on; returns the pictures. With `docs`, the operators' one is that of docs/."""
+    async with Stage(SETTINGS) as stage:
+        token = stage.folder / "alertmanager-token"
+        token.write_text("none")  # ravebot's door for alerts is shut here: what fires is only in Prometheus
+        async with Watchers(stage.folder / "watchers", stage.http, token) as watchers:
+            await stage.start()
+            figures = Figures(stage, watchers)
+            print(f"Sandboxes live for {_RUN_SECONDS} seconds …", flush=True)
+            await figures.live()
+            taken = await figures.pictures()
+    paths = []
+    for name, picture in taken.items():
+        to_docs = docs and name == "operators"
+        paths.append((ROOT / "docs" if to_docs else folder) / f"dashboard-{name}.png")
+        await picture.save(paths[-1])
+    return paths
