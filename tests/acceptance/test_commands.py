@@ -512,6 +512,14 @@ async def test_the_other_shell_commands_answer_beside_the_running_bot(place: Pla
     assert audit.returncode == 0
     assert "events are intact" in audit.stdout
     assert "fork.approved" in (await stage.bot.command("audit", "--limit", "1000")).stdout
+    asked = ("--project", "group/app", "--kind", "fork.", "--kind", "access.", "--since", "1h")
+    exported = await stage.bot.command("audit", "--export", "-", *asked)
+    assert "events are intact" in exported.stderr
+    lines = [json.loads(line) for line in exported.stdout.splitlines()]
+    kinds = {line["event"]["kind"] for line in lines if line["type"] == "event"}
+    assert {"fork.approved", "access.first"} <= kinds
+    assert all(kind.startswith(("fork.", "access.")) for kind in kinds)
+    assert [line for line in lines if line["type"] == "access" and line["service"] == "ssh" and line["connections"] > 0]
     checked = await stage.bot.command("check-config")
     assert (checked.returncode, "is right" in checked.stdout) == (0, True), checked.stderr
     doctor = await stage.bot.command("doctor", "--json")

@@ -97,8 +97,13 @@ async def test_what_the_unit_starts_runs_a_sandbox_as_its_user_and_is_uninstalle
         log = f"/var/log/libvirt/qemu/{console.name}"
         owner = ("stat", "--format=%U", log)
         assert host.run(*owner).stdout == "root\n"
+        logs = ("runuser", "-u", "ravebot", "--", "/opt/ravebot/bin/ravebot", "logs", f"group/app!{mr.iid}")
+        shown = host.run(*logs)
+        assert f"==> The machine's console: {console} <==" in shown.stdout
+        assert f"QEMU's log, {log}: it can't be read as this user. It belongs to root" in shown.stderr
         assert (await bot.command("tend-logs")).returncode == 0
         assert host.run(*owner).stdout == "ravebot\n"
+        assert f"==> QEMU's log: {log} <==" in host.run(*logs).stdout
         refused = await bot.command("uninstall", "--purge", "--yes")
         assert (refused.returncode, "ravebot still runs" in refused.stderr) == (1, True), refused
 

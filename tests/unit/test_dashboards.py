@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.support.dashboards import BUILT_IN, DASHBOARDS, documented, filled, metrics, panels, queries, read, variables
+from tests.support.pages import ROOT
 
 CORE = {"bargauge", "gauge", "heatmap", "row", "stat", "table", "text", "timeseries"}
 """Panels that every Grafana has."""
 WIDTH = 24
+RULES = ROOT / "monitoring" / "prometheus" / "ravebot.rules.yml"
 
 each = pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
 
@@ -94,6 +97,16 @@ def test_the_variables_that_it_uses_are_defined_before(path: Path) -> None:
     for panel in drawn(path):
         for target in panel["targets"]:
             assert variables(target["expr"]) <= known | BUILT_IN, panel["title"]
+
+
+def test_where_a_panel_promises_an_alert_there_is_one_that_watches_the_same_metrics() -> None:
+    (group,) = yaml.safe_load(RULES.read_text())["groups"]
+    watched = [metrics(rule["expr"]) for rule in group["rules"]]
+    promising = [panel for path in DASHBOARDS for panel in drawn(path) if "alert is raised" in panel["description"]]
+    assert len(promising) > 15
+    for panel in promising:
+        asked = set().union(*(metrics(target["expr"]) for target in panel["targets"]))
+        assert any(one & asked for one in watched), panel["title"]
 
 
 def test_a_metric_is_found_in_a_query_wherever_it_stands() -> None:

@@ -140,7 +140,8 @@ def a_running_machine(number: int = 1, **facts: Any) -> RunningMachine:
     plain: dict[str, Any] = {
         "project": "group/app", "iid": number, "name": f"rave-main-{number}", "vcpus": 2, "memory_bytes": 4 * GIB,
         "cpu_seconds": 12.5, "memory_used_bytes": GIB, "disk_used_bytes": 3 * GIB, "received_bytes": 700,
-        "sent_bytes": 300, "ready_at": None, "expires_at": NOON, "busy_since": None,
+        "sent_bytes": 300, "ready_at": None, "expires_at": NOON, "measured_at": NOON,
+        "busy_since": None, "visited_at": None,
     }  # fmt: skip
     return RunningMachine(**plain | facts)
 
@@ -198,6 +199,15 @@ def test_the_first_fifty_projects_have_series_and_all_others_are_one() -> None:
     assert found["ravebot_project_cpu_seconds_total", "other"] == 300
     assert found["ravebot_project_sandboxes", "other"] == 150
     assert found["ravebot_project_sandboxes_ready_total", "other"] == 150
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_how_many_projects_have_series_is_the_operator_s_choice(most: int) -> None:
+    metrics = Metrics(projects=most)
+    for number in range(5):
+        metrics.sandbox_ready(f"group/{number}", timedelta(seconds=1))
+    assert len([key for key in shown(metrics) if key[0] == "ravebot_project_cpu_seconds_total"]) == most + 1
+    assert value(metrics, "project_sandboxes_ready_total", project="other") == 5 - most
 
 
 def test_a_thousand_machines_have_series_and_no_more() -> None:
