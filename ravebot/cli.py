@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from pydantic_core import to_json
 
 from ravebot import terminal
 from ravebot.commands.verbs import VERBS, Door, Show, Takes, Verb, at, read_duration, read_sha
@@ -448,4 +447,4 @@ def _duration(text: str) -> timedelta:
 
 
 def _print_json(value: object) -> None:
-    output.raw(to_json(value, indent=2).decode())
+    output.json(value)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
+import re
 import signal
 import sys
 from collections.abc import Coroutine, Iterable, Sequence
@@ -39,12 +41,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 T = TypeVar("T")
 
+_NOT_ASCII = re.compile(r"[^\n -~]")
 _STATE_STYLES = {"ready": "green", "starting": "yellow", "queued": "blue", "stopping": "magenta", "kept": "red"}
 
 
 def clean(text: str) -> str:
     """The text in one line, with what can't be printed replaced by its escape."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _in_json(match: re.Match[str]) -> str:
+    return match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1]
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,13 @@ class Output:
         if sys.stdout is None:  # so Python sets it if descriptor 1 was not open
             raise OSError(errno.EBADF, "standard output is closed")
         sys.stdout.write(text + "\n")
+
+    def json(self, value: object) -> None:
+        """Print as JSON, with the letters of all scripts, but with escapes for what could move a terminal's cursor or
+        reverse a line. Raises OSError if stdout is closed."""
+        from pydantic_core import to_json
+
+        self.raw(_NOT_ASCII.sub(_in_json, to_json(value, indent=2).decode()))
 
 
 output = Output()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic_core import to_json
 
 from ravebot.config.values import parse_duration, parse_size
 from ravebot.errors import ImageBuildFailed, ImageNotWritable, RavebotError
@@ -177,7 +176,7 @@ def check(
         why = f"The result can't be kept in {chosen.state_dir}, so `ravebot doctor` won't show it:"
         output.complain(f"{why} start ravebot once, and check again.", "yellow")
     if report is None:
-        output.raw(to_json(points, indent=2).decode())
+        output.json(points)
     else:
         report.end(points)
     if failed:

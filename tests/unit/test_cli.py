@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ravebot.cli import app, demo_script, until_told_to_stop
 from ravebot.errors import StoreError, Unavailable
-from ravebot.terminal import clean
+from ravebot.terminal import clean, output
 
 COMMANDS = (
     *("init", "run", "check-config", "doctor", "list", "stop", "cleanup", "audit", "usage", "backup", "restore"),
@@ -33,6 +33,17 @@ def test_help_names_every_command_and_what_the_exit_codes_mean() -> None:
     assert code == 0
     assert all(command in text for command in COMMANDS)
     assert "3 when no ravebot is running" in text
+
+
+def test_json_shows_a_terminal_nothing_that_moves_its_cursor_and_means_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    value = {"said": "Grüße \x9b31m \u202e \x7f \x1b[2J \u2028 \U000e0041 \n"}
+    output.json(value)
+    text = capsys.readouterr().out
+    assert "Grüße" in text
+    assert text.replace("\n", "").isprintable()
+    assert json.loads(text) == value
 
 
 @pytest.mark.parametrize("command", COMMANDS)

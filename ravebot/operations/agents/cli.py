@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic_core import to_json
 
 from ravebot.config.file import read_state_dir
 from ravebot.terminal import DEFAULT_CONFIG, FAILED, ConfigPath, Json, clean, output, until_interrupted
@@ -249,4 +248,4 @@ def _tell(outcome: Outcome) -> None:
 
 
 def _print_json(value: object) -> None:
-    output.raw(to_json(value, indent=2).decode())
+    output.json(value)

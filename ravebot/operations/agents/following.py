@@ -11,8 +11,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import TypeVar
 
-from pydantic_core import to_json
-
 from ravebot.errors import NotRunningError, Unavailable
 from ravebot.operations.agents.reports import CheckResult, TurnHeard
 from ravebot.operations.agents.show import show_step
@@ -54,7 +52,7 @@ async def follow(client: AgentClient, turn: int, *, as_json: bool, look_seconds:
             continue  # the end may come in pieces
         if heard.over:
             if as_json:
-                output.raw(to_json(_result(turn, heard, answer), indent=2).decode())
+                output.json(_result(turn, heard, answer))
             elif not at_line_start:
                 output.stream("\n")
             if not heard.ok:
@@ -86,7 +84,7 @@ async def check(
             ok = all(step.result is not CheckResult.FAILED for step in progress.steps)
             if as_json:
                 steps = [asdict(step) for step in progress.steps]
-                output.raw(to_json({"ok": ok, "steps": steps}, indent=2).decode())
+                output.json({"ok": ok, "steps": steps})
             return ok
         await asyncio.sleep(look_seconds)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
-from pydantic_core import to_json
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ravebot import terminal
@@ -93,7 +92,7 @@ def audit(
         return
     report = asyncio.run(_report(config, query))
     if as_json:
-        output.raw(to_json(report, indent=2).decode())
+        output.json(report)
     else:
         terminal.show_audit(output, report)
     if report.broken_at is not None:

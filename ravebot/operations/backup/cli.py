@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic_core import to_json
 
 from ravebot import terminal
 from ravebot.config.file import read
@@ -52,7 +51,7 @@ def backup(
         work = in_thread(lambda stop: maker.to_file(target, stop, force=force))
     done = asyncio.run(until_interrupted(work))
     if as_json:
-        output.raw(to_json(done, indent=2).decode())
+        output.json(done)
         return
     output.say(f"{terminal.clean(done.file)} is complete and checked: {in_bytes(done.size_bytes)}.", "green")
     output.say(f"Its newest event has the hash {done.manifest.head}.", "dim")
@@ -91,7 +90,7 @@ def restore(
             raise typer.Exit(FAILED)
         prepared.commit()
     if as_json:
-        output.raw(to_json(prepared.report, indent=2).decode())
+        output.json(prepared.report)
         return
     output.say("The backup is restored. Start ravebot now.", "green")
     output.say(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic_core import to_json
 
 from ravebot.config.file import load
 from ravebot.terminal import DEFAULT_CONFIG, FAILED, Cell, ConfigPath, Json, clean, output, until_interrupted
@@ -103,7 +102,7 @@ def _say(as_json: bool) -> Callable[[HookState], None]:
 def _run(working: Coroutine[object, object, list[HookState]], as_json: bool) -> None:
     states = asyncio.run(until_interrupted(working))
     if as_json:
-        output.raw(to_json([_fields(state) for state in states], indent=2).decode())
+        output.json([_fields(state) for state in states])
     else:
         output.table(
             ("Project", "Webhook", "Detail", "Fix"),

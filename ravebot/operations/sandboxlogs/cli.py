@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic_core import to_json
 
 from ravebot.config.file import read_state_dir
 from ravebot.errors import NotRunningError
@@ -57,7 +56,7 @@ def logs(
     folders = {LogSource.CONSOLE: state_dir / CONSOLES, LogSource.QEMU: QEMU_LOGS}
     ends = {one: end_of(folder, machine, lines) for one, folder in folders.items() if machine and one in wanted}
     if as_json:
-        output.raw(to_json(_record(found, ends, wanted, lines), indent=2).decode())
+        output.json(_record(found, ends, wanted, lines))
     else:
         _show(found, ends, wanted, lines)
     if not any(end.lines for end in ends.values()) and not (found.runs and LogSource.SETUP in wanted):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic_core import to_json
 
 from ravebot.config.file import read_state_dir
 from ravebot.config.values import LONGEST, parse_duration
@@ -92,7 +91,7 @@ def create(
     for remark in made.remarks:
         output.complain(clean(remark), "yellow")
     if as_json:
-        output.raw(to_json(made, indent=2).decode())
+        output.json(made)
         return
     output.raw(made.text)
     until = f"{made.line.expires_at:%Y-%m-%d}"
@@ -106,7 +105,7 @@ def list_tokens(config: ConfigPath = DEFAULT_CONFIG, as_json: Json = False) -> N
 
     lines = asyncio.run(_client(config).tokens())
     if as_json:
-        output.raw(to_json(lines, indent=2).decode())
+        output.json(lines)
     else:
         show_tokens(output, lines)
 

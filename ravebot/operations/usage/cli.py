@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic_core import to_json
 
 from ravebot.config.file import read_state_dir
 from ravebot.config.values import parse_duration
@@ -51,7 +50,7 @@ def usage(
     )
     lines = asyncio.run(_used(config, query))
     if as_json:
-        output.raw(to_json(as_records(lines, query.by), indent=2).decode())
+        output.json(as_records(lines, query.by))
     elif as_csv:
         output.raw(csv(lines, query.by))
     else:
