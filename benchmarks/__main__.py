@@ -11,7 +11,20 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-from benchmarks import agents, api, card, coldstart, endurance, gateway, gitlabcalls, idle, images, pool, webhook
+from benchmarks import (
+    agents,
+    api,
+    card,
+    coldstart,
+    endurance,
+    gateway,
+    gitlabcalls,
+    idle,
+    images,
+    pool,
+    scrape,
+    webhook,
+)
 from benchmarks.figures import Figure, Result, as_json, machine_facts, show
 from tests.support.stage import Guest
 
@@ -29,6 +42,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[], Awaitable[tuple[Figure, ...]]]]] =
     "api": ("calls of tools by MCP, and requests to the API, 100 a second", api.measure),
     "gitlab": ("calls to GitLab: a merge request, an idle hour, a burst of 500 webhooks", gitlabcalls.measure),
     "images": ("a 2 GB image from a pipeline: fetched, converted, and booted a second time", images.measure),
+    "scrape": ("/metrics while 1,000 sandboxes run", scrape.measure),
     "idle": ("processor time with nothing to do", idle.measure),
 }
 

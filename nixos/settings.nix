@@ -369,5 +369,6 @@ in
   monitoring = {
     alertmanager_token_file = secretFile "alertmanagerToken";
     usage_report = optional room "The room that is told each Monday what was used in the week before.";
+    projects = key types.ints.positive 50 "How many projects have metrics of their own; all others are `other`.";
   };
 }

@@ -281,7 +281,7 @@ class Bot:
 async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
     """Open the database and create every part; closes them at the end. Raises Refused if the instance runs already."""
     config, secrets = loaded.config, loaded.secrets
-    metrics = Metrics()
+    metrics = Metrics(projects=config.monitoring.projects)
     metrics.limits_known(config.pool.max_running, config.sandbox.ssh_ports.size, config.sandbox.web_ports.size)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database(database_path(config.state_dir), clock))

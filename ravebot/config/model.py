@@ -318,6 +318,7 @@ class MonitoringConfig(Section):
 
     alertmanager_token_file: SecretFile | None = None
     usage_report: RoomName | None = None
+    projects: int = Field(50, ge=1, le=1000)
 
 
 class KeepConfig(Section):

@@ -227,7 +227,7 @@ class Readiness:
     async def _resources(self) -> Check:
         """Whether nothing uses more than it should; that hurts, but does not stop ravebot."""
         running = await self.database.read(figures.running)
-        found = troubles(await asyncio.to_thread(OwnProcess.now), running, self.clock.now())
+        found = troubles(await asyncio.to_thread(OwnProcess.now), running)
         return Check(State.DEGRADED, _named(found)) if found else Check(State.OK)
 
     async def _state(self) -> Check:

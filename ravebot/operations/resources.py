@@ -5,11 +5,10 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import psutil
 
-from ravebot.clock import age
 from ravebot.sandboxes.view import in_bytes, in_words
 from ravebot.store.figures import RunningMachine
 
@@ -37,7 +36,7 @@ class OwnProcess:
         return cls(process.memory_info().rss, process.num_fds(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
-def troubles(own: OwnProcess, running: Iterable[RunningMachine], now: datetime) -> list[str]:
+def troubles(own: OwnProcess, running: Iterable[RunningMachine]) -> list[str]:
     """What is wrong, and what to do; empty: nothing is."""
     found = []
     if own.memory_bytes > MOST_MEMORY_BYTES:
@@ -46,9 +45,19 @@ def troubles(own: OwnProcess, running: Iterable[RunningMachine], now: datetime) 
         found.append(f"ravebot has {own.files} of {own.most_files} files open: restart it when it suits")
     for one in running:
         name = f"{one.project}!{one.iid}"
-        if one.busy_since is not None and (busy := age(one.busy_since, now)) >= BUSY_FOR:
-            found.append(f"{name} has used all its processors for {in_words(busy)}: ask its people, or stop it")
+        if busy := _spins(one):
+            used_for = f"has used all its processors for {in_words(busy)} while nobody was connected"
+            found.append(f"{name} {used_for}: ask its people, or stop it")
         if one.memory_used_bytes > one.memory_bytes + MOST_BEYOND_BYTES:
             used, given = in_bytes(one.memory_used_bytes), in_bytes(one.memory_bytes)
             found.append(f"QEMU uses {used} for {name}, whose machine has {given}: rebuild it")
     return found
+
+
+def _spins(one: RunningMachine) -> timedelta | None:
+    """How long it has used all its processors with nobody connected, if that is too long: people's work is theirs."""
+    if one.busy_since is None or one.measured_at is None:
+        return None
+    since = max(one.busy_since, one.visited_at) if one.visited_at else one.busy_since
+    busy = one.measured_at - since
+    return busy if busy >= BUSY_FOR else None

@@ -27,7 +27,9 @@ class RunningMachine:
     sent_bytes: int
     ready_at: datetime | None
     expires_at: datetime | None
-    busy_since: datetime | None  # since when it uses all its processors
+    measured_at: datetime | None
+    busy_since: datetime | None  # since when it uses all its processors, as measured then
+    visited_at: datetime | None  # when the last packet of anybody's connection to it was seen
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Backlog:
 def running(tx: Transaction) -> tuple[RunningMachine, ...]:
     """Of every sandbox that has a machine, the oldest first."""
     rows = tx.all(
-        "SELECT mr.project_path AS project, s.iid, m.*, s.ready_at, s.expires_at"
+        "SELECT mr.project_path AS project, s.iid, m.*, s.ready_at, s.expires_at,"
+        " (SELECT MAX(last_at) FROM connections WHERE sandbox_id = s.id) AS visited_at"
         " FROM sandboxes s JOIN machines m ON m.id = s.machine_id AND m.state <> 'gone'"
         " JOIN merge_requests mr ON mr.project_id = s.project_id AND mr.iid = s.iid"
         " WHERE s.state <> 'ended' ORDER BY s.id"

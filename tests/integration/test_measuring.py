@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,8 +18,9 @@ from ravebot.access.rules import Connections
 from ravebot.errors import Unavailable
 from ravebot.operations.measuring import Measuring
 from ravebot.providers.base import Usage
-from ravebot.store import inbox
+from ravebot.store import figures, inbox
 from ravebot.store.targets import TARGETS
+from tests.support.prometheus import program
 from tests.support.records import a_merge_request
 from tests.support.yard import Yard, a_yard
 
@@ -81,6 +83,29 @@ async def test_a_machine_a_project_the_queue_and_ports_are_measured(yard: Yard) 
     assert (found["ravebot_ports_used", "ssh"], found["ravebot_ports_used", "web"]) == (2, 2)
     assert found["ravebot_queue_wait_seconds_count",] == 2
     assert found["ravebot_database_bytes", "database"] > 0
+
+
+async def test_prometheus_own_checker_finds_no_fault(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    await measured(yard, lambda found: found.get(("ravebot_project_sandboxes", "group/app")) == 1)
+    checker = await asyncio.create_subprocess_exec(
+        program("promtool"), "check", "metrics", stdin=PIPE, stdout=PIPE, stderr=STDOUT
+    )
+    said, _ = await checker.communicate(yard.metrics.exposition())
+    assert (checker.returncode, said.decode()) == (0, "")
+
+
+async def test_who_was_connected_last_is_known_with_the_machine(yard: Yard) -> None:
+    for mr in (MR, SECOND):
+        await yard.make_ready(mr)
+    sandbox = await yard.latest(MR)
+    assert sandbox.ssh_port
+    for address in ("192.0.2.1", "192.0.2.2"):
+        yard.pass_by(minutes=2)
+        yard.fence.counted = (Connections(address, sandbox.ssh_port, 1, 0, 9, yard.clock.now(), yard.clock.now()),)
+        await yard.core.guard.audit()
+    last = yard.clock.now()
+    assert [one.visited_at for one in await yard.database.read(figures.running)] == [last, None]
 
 
 async def test_requests_that_wait_are_counted_by_source(yard: Yard) -> None:

@@ -16,10 +16,21 @@ FINE = OwnProcess(memory_bytes=100 * 1024**2, files=50, most_files=1024)
 
 def test_nothing_is_said_of_what_is_within_bounds() -> None:
     hard_working = a_running_machine(busy_since=NOON - timedelta(minutes=29), memory_used_bytes=5 * GIB)
-    assert troubles(FINE, [hard_working], NOON) == []
-    assert (
-        troubles(FINE, [a_running_machine(busy_since=NOON + timedelta(days=1))], NOON) == []
-    )  # the clock was set back
+    clock_was_set_back = a_running_machine(busy_since=NOON + timedelta(days=1))
+    assert troubles(FINE, [hard_working, clock_was_set_back]) == []
+
+
+@pytest.mark.parametrize(("minutes", "told"), [(None, True), (31, True), (29, False), (-1, False)])
+def test_a_guest_spins_only_while_nobody_is_connected(minutes: int | None, told: bool) -> None:
+    visited_at = None if minutes is None else NOON - timedelta(minutes=minutes)
+    busy = a_running_machine(busy_since=NOON - timedelta(hours=2), visited_at=visited_at)
+    assert bool(troubles(FINE, [busy])) is told
+
+
+def test_a_machine_that_is_not_measured_any_more_does_not_grow_busier() -> None:
+    """While it is paused, or libvirt is away."""
+    [paused_at, before] = NOON - timedelta(hours=5), NOON - timedelta(hours=5, minutes=20)
+    assert troubles(FINE, [a_running_machine(busy_since=before, measured_at=paused_at)]) == []
 
 
 @pytest.mark.parametrize(
@@ -30,15 +41,15 @@ def test_nothing_is_said_of_what_is_within_bounds() -> None:
     ],
 )
 def test_ravebot_s_own_process_is_looked_at(own: OwnProcess, says: str) -> None:
-    [found] = troubles(own, [], NOON)
+    [found] = troubles(own, [])
     assert says in found
 
 
 def test_a_guest_that_computes_without_end_and_a_qemu_that_grows_are_named() -> None:
     spinning = a_running_machine(busy_since=NOON - timedelta(minutes=45))
     grown = a_running_machine(2, memory_used_bytes=6 * GIB)
-    assert troubles(FINE, [spinning, grown], NOON) == [
-        "group/app!1 has used all its processors for 45 min: ask its people, or stop it",
+    assert troubles(FINE, [spinning, grown]) == [
+        "group/app!1 has used all its processors for 45 min while nobody was connected: ask its people, or stop it",
         "QEMU uses 6.0 GiB for group/app!2, whose machine has 4.0 GiB: rebuild it",
     ]
 

@@ -38,6 +38,17 @@ def test_a_sandboxs_life_is_counted_and_measured() -> None:
     assert value(metrics, "sandbox_lifetime_seconds_sum") == 3600
 
 
+def test_a_clock_that_is_set_back_makes_no_sum_smaller() -> None:
+    metrics, back = Metrics(), timedelta(hours=-1)
+    metrics.sandbox_started(back)
+    metrics.sandbox_ready("group/app", back)
+    metrics.sandbox_ended("group/app", EndReason.MERGED, back)
+    metrics.first_access("ssh", back)
+    for name in ("queue_wait_seconds_sum", "sandbox_start_seconds_sum", "sandbox_lifetime_seconds_sum"):
+        assert value(metrics, name) == 0
+    assert value(metrics, "first_access_seconds_sum", service="ssh") == 0
+
+
 def test_a_sandbox_that_never_was_ready_has_no_lifetime() -> None:
     metrics = Metrics()
     metrics.sandbox_ended("group/app", EndReason.FAILED, None)
@@ -129,7 +140,8 @@ def a_running_machine(number: int = 1, **facts: Any) -> RunningMachine:
     plain: dict[str, Any] = {
         "project": "group/app", "iid": number, "name": f"rave-main-{number}", "vcpus": 2, "memory_bytes": 4 * GIB,
         "cpu_seconds": 12.5, "memory_used_bytes": GIB, "disk_used_bytes": 3 * GIB, "received_bytes": 700,
-        "sent_bytes": 300, "ready_at": None, "expires_at": NOON, "busy_since": None,
+        "sent_bytes": 300, "ready_at": None, "expires_at": NOON, "measured_at": NOON,
+        "busy_since": None, "visited_at": None,
     }  # fmt: skip
     return RunningMachine(**plain | facts)
 
@@ -187,6 +199,15 @@ def test_the_first_fifty_projects_have_series_and_all_others_are_one() -> None:
     assert found["ravebot_project_cpu_seconds_total", "other"] == 300
     assert found["ravebot_project_sandboxes", "other"] == 150
     assert found["ravebot_project_sandboxes_ready_total", "other"] == 150
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_how_many_projects_have_series_is_the_operator_s_choice(most: int) -> None:
+    metrics = Metrics(projects=most)
+    for number in range(5):
+        metrics.sandbox_ready(f"group/{number}", timedelta(seconds=1))
+    assert len([key for key in shown(metrics) if key[0] == "ravebot_project_cpu_seconds_total"]) == most + 1
+    assert value(metrics, "project_sandboxes_ready_total", project="other") == 5 - most
 
 
 def test_a_thousand_machines_have_series_and_no_more() -> None:

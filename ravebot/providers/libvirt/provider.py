@@ -305,9 +305,12 @@ def _make_readable(log: Path) -> None:
 
 def _traffic(domain: libvirt.virDomain) -> tuple[int, int]:
     """What the guest received and sent since it was started, in bytes; libvirt counts taps from the guest's side."""
-    [(_, counted)] = domain.connect().domainListGetStats([domain], libvirt.VIR_DOMAIN_STATS_INTERFACE)
-    cards = range(counted.get("net.count", 0))
-    received, sent = (sum(counted.get(f"net.{card}.{way}.bytes", 0) for card in cards) for way in ("rx", "tx"))
+    received = sent = 0
+    stats = domain.connect().domainListGetStats([domain], libvirt.VIR_DOMAIN_STATS_INTERFACE)
+    for _, counted in stats:  # empty if it is gone meanwhile
+        for card in range(counted.get("net.count", 0)):
+            received += counted.get(f"net.{card}.rx.bytes", 0)
+            sent += counted.get(f"net.{card}.tx.bytes", 0)
     return received, sent
 
 
