@@ -163,7 +163,7 @@ class JournalHandler(logging.Handler):
             event = json.loads(self._otherwise.format(record))
             # Addressed each time: journald may be restarted. It must not hold up the event loop.
             self._socket.sendto(_packed(_fields(event, self._instance)), socket.MSG_DONTWAIT, self._path)
-        except (OSError, ValueError):
+        except Exception:  # noqa: BLE001 - also what is wrong with the record, which `otherwise` tells of and does not raise
             self._otherwise.handle(record)
 
     def close(self) -> None:

@@ -16,6 +16,8 @@ from ravebot.store.rows import dump, load
 
 MOST_FIRING = 500
 """So many are told of at the same time; more are one line."""
+_GONE = timedelta(days=7)
+"""Alertmanager repeats what fires every few hours: what was not heard of for so long takes no other's place."""
 LATE = timedelta(minutes=1)
 """That long after an alert was resolved, word that it fires may still be under way. Heard later, it fires again."""
 
@@ -110,8 +112,8 @@ def get(tx: Transaction, number: int) -> KnownAlert | None:
 
 
 def firing(tx: Transaction) -> int:
-    """How many fire, as far as we know."""
-    row = tx.one("SELECT COUNT(*) AS n FROM alerts WHERE status = 'firing'")
+    """How many fire, as far as was heard lately."""
+    row = tx.one("SELECT COUNT(*) AS n FROM alerts WHERE status = 'firing' AND seen_at >= ?", (to_us(tx.now - _GONE),))
     assert row
     return int(row["n"])
 

@@ -1,4 +1,5 @@
 """Two coding agents in a real machine, spoken to from a Matrix client and from a merge request; nothing is played.
+Then that machine's life goes on to its end: it runs the image that `ravebot image build --preset web` makes.
 
 The tests share the machine, which takes minutes to boot where it is emulated; each can also run alone.
 """
@@ -17,7 +18,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from tests.acceptance.test_sandbox_life import assert_nothing_left
 from tests.support.agents import model, opencode
+from tests.support.crashes import rows
 from tests.support.demo import sample
 from tests.support.gitlab import MergeRequest, Note
 from tests.support.stage import Guest, Stage
@@ -28,6 +31,7 @@ _READY_SECONDS = 300
 _FIRST_WORD_SECONDS = 120  # Python starts slowly in an emulated machine
 _NEW = "Hello from the agent!"
 _NEWER = "Hello from OpenCode!"
+_GROWN_BYTES = 3.5 * 1024**3  # of the 4 GiB asked for; the image has less than 2
 _LOG = "/home/agent/received"
 CODER: dict[str, Any] = {
     "name": "coder",
@@ -223,3 +227,43 @@ def _copy_in(stage: Stage, note: Note, program: Path) -> None:
     copy = f"gzip -1c {program} | {' '.join([words[0], *options, *words[1:]])} '{inside}'"
     done = stage.client.run(["sh", "-c", copy], timeout=180)
     assert done.returncode == 0, done.stderr
+
+
+async def test_a_merge_request_lives_its_whole_life_on_the_debian_image(life: Life) -> None:
+    stage, mr, note = life.stage, life.mr, life.note
+    script = "id -un; cat /srv/merge-request/README.md; stat -f -c '%b %S' /srv/merge-request; sudo id -un"
+    inside = await asyncio.to_thread(stage.ssh, note, "alice", script)
+    assert inside.returncode == 0, inside.stderr
+    user, code, file_system, root = inside.stdout.splitlines()
+    assert (user, code, root) == ("agent", "# A sample project", "root")
+    blocks, block_bytes = map(int, file_system.split())
+    assert blocks * block_bytes > _GROWN_BYTES
+    stranger = await asyncio.to_thread(stage.ssh, note, "mallory", "true")
+    assert "Permission denied (publickey)" in stranger.stderr
+    assert f"runs commit <code>{mr.sha}" in await stage.web(note)
+
+    # A reviewer's key is let in while they are one; what they have open ends when they are none any more.
+    stage.gitlab.add_key(stage.bob, stage.public_key("mallory"))
+    stage.gitlab.assign(mr, stage.bob)
+
+    async def is_let_in() -> bool:
+        return (await asyncio.to_thread(stage.ssh, note, "mallory", "true")).returncode == 0
+
+    await stage.until(is_let_in, 60, "a new reviewer is not let in")
+    session = asyncio.create_task(asyncio.to_thread(stage.ssh, note, "mallory", "sleep 55; echo stayed"))
+    own = asyncio.create_task(asyncio.to_thread(stage.ssh, note, "alice", "sleep 25; echo stayed"))
+    await asyncio.sleep(3)
+    stage.gitlab.assign(mr)
+    assert ((await session).returncode, (await session).stdout) == (255, "")
+    assert (await own).stdout == "stayed\n"
+    (told,) = rows(stage, "SELECT data FROM events WHERE kind = 'access.changed' AND data LIKE '%\"out\":[\"bob\"]%'")
+    assert json.loads(told["data"])["ended"] == 1
+    assert not await is_let_in()
+
+    stage.gitlab.push(mr, {"page.html": "<h1>Second</h1>\n"})
+    await page_shows(stage, note, "Second")
+    stage.gitlab.comment(mr, stage.alice, "/sandbox stop")
+    await stage.note_says(mr, "Sandbox ended", 90)
+    (ended,) = rows(stage, "SELECT end_reason, end_detail FROM sandboxes")
+    assert ended["end_detail"] == ""  # nobody had to switch it off
+    assert_nothing_left(stage)

@@ -311,6 +311,15 @@ async def test_a_storm_of_alerts_is_cut_and_told_in_one_line_a_day(watchroom: Wa
     assert [kind for _, _, kind, _ in await world.outbox()] == ["alert", "alert", "news"]
 
 
+async def test_alerts_that_nobody_tells_of_any_more_take_no_others_place(watchroom: Watchroom) -> None:
+    world = watchroom.world
+    for batch in range(5):
+        await watchroom.told(*(an_alert(pod=f"{batch}.{number}") for number in range(100)))
+    world.pass_by(days=8)
+    await watchroom.told(an_alert(pod="another"))
+    assert (watchroom.count("new"), watchroom.count("left_out")) == (MOST_FIRING + 1, 0)
+
+
 async def test_alerts_are_forgotten_a_month_after_they_were_resolved_or_heard_of_last(watchroom: Watchroom) -> None:
     world, month = watchroom.world, timedelta(days=30)
     await watchroom.told(an_alert(), an_alert(pod="1"), an_alert(pod="2"))

@@ -18,6 +18,7 @@ from ravebot.agents.model import AGENT, AgentDoor, TurnId, TurnState
 from ravebot.errors import Refused, StoreError
 from ravebot.operations.reports import AgentUsageLine, UsageBy, UsageLine, UsageLines, UsageQuery
 from ravebot.operations.usage import report
+from ravebot.operations.usage.cli import moment
 from ravebot.operations.usage.show import as_csv, as_records
 from ravebot.operations.usage.weekly import render_usage
 from ravebot.operations.weekly import Week, Weekly, WeeklyNews
@@ -136,6 +137,14 @@ async def test_a_person_is_the_author_and_groups_go_together(yard: Yard) -> None
     assert [line.group for line in await used(yard, UsageBy.PERSON, UsageBy.PROJECT)] == [
         ("alice", "group/app"), ("zoe", "group/app"),
     ]  # fmt: skip
+
+
+async def test_a_span_that_begins_in_another_time_zone_has_the_whole_of_its_first_day_in_utc(yard: Yard) -> None:
+    user = ModelUser(SandboxId(1), TurnId(1), "coder", Actor("gitlab", "alice"), "2026-03-01")
+    await yard.write(lambda tx: model_uses.settle(tx, model_uses.reserve(tx, user, "m", 1000), 400))
+    since = moment("2026-03-02T00:00+14:00", NOON)
+    [line] = await used(yard, UsageBy.AGENT, since=since, until=since + timedelta(days=2))
+    assert line.model_tokens == 400
 
 
 async def test_agents_have_turns_hours_and_tokens_by_week(yard: Yard) -> None:
@@ -286,6 +295,7 @@ async def test_many_projects_are_cut_and_no_name_can_ping_or_be_html(yard: Yard)
     content = await yard.read(lambda tx: render_usage(tx, WEEK))
     assert content
     assert content["body"].splitlines()[-1] == "3 more projects: 0.0 h"
+    assert len(content["formatted_body"].split("<br>")) == len(content["body"].splitlines())
     assert "<b>" not in content["formatted_body"]
     assert "@room" not in content["body"]
 

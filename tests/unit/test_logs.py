@@ -257,6 +257,16 @@ def test_what_the_journal_does_not_take_is_written_as_json(
     assert [(line["event"], line["number"]) for line in lines(stream)] == [("still told", 1)]
 
 
+def test_a_librarys_wrong_use_of_logging_does_not_reach_the_library(
+    journal: socket.socket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [ours, *_] = logging.getLogger().handlers  # pytest's own raise
+    ours.handle(logging.LogRecord("lib", logging.WARNING, "lib.py", 1, "%d things", ("many",), None))
+    assert "'%d things'" in capsys.readouterr().err
+    logging.getLogger("lib").warning("goes on")
+    assert entry(journal.recv(65536))["RAVEBOT_EVENT"] == "goes on"
+
+
 def test_the_journal_is_used_only_for_the_stream_that_systemd_connected_to_it(
     stream: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,17 @@ def test_a_sandboxs_life_is_counted_and_measured() -> None:
     assert value(metrics, "sandbox_lifetime_seconds_sum") == 3600
 
 
+def test_a_clock_that_is_set_back_makes_no_sum_smaller() -> None:
+    metrics, back = Metrics(), timedelta(hours=-1)
+    metrics.sandbox_started(back)
+    metrics.sandbox_ready("group/app", back)
+    metrics.sandbox_ended("group/app", EndReason.MERGED, back)
+    metrics.first_access("ssh", back)
+    for name in ("queue_wait_seconds_sum", "sandbox_start_seconds_sum", "sandbox_lifetime_seconds_sum"):
+        assert value(metrics, name) == 0
+    assert value(metrics, "first_access_seconds_sum", service="ssh") == 0
+
+
 def test_a_sandbox_that_never_was_ready_has_no_lifetime() -> None:
     metrics = Metrics()
     metrics.sandbox_ended("group/app", EndReason.FAILED, None)

@@ -77,6 +77,6 @@ def moment(text: str, now: datetime) -> datetime:
         pass
     try:
         found = datetime.fromisoformat(text)
-        return found if found.tzinfo else found.replace(tzinfo=UTC)
-    except ValueError as error:
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
         raise typer.BadParameter("write how long ago, like 7d, or a date like 2026-01-31") from error

@@ -30,7 +30,7 @@ def render_usage(tx: Transaction, week: Week) -> Content | None:
     for line in agents[:_MOST]:
         did = f"{_count(line.turns, 'message')}, {line.hours:.1f} h, {_tokens(line)}"
         parts.append(joined([theirs(line.group[0], 100), words(did)], ": ", ": "))
-    return message(parts)
+    return message([joined(parts, "\n", "<br>")])
 
 
 def _sandboxes(tx: Transaction, week: Week, by: UsageBy) -> list[UsageLine]:

@@ -71,6 +71,11 @@ def request_result(status: int | None) -> str:
     return "failed" if status is None or status >= 500 else "refused" if status >= 400 else "ok"
 
 
+def _length(time: timedelta) -> float:
+    """In seconds; none if the clock was set back meanwhile: a histogram's sum must not shrink."""
+    return max(0.0, time.total_seconds())
+
+
 class Metrics:
     """One process's metrics, in a registry of their own.
 
@@ -202,11 +207,11 @@ class Metrics:
 
     def sandbox_started(self, after: timedelta) -> None:
         """It got its first machine."""
-        self._queue_wait.observe(after.total_seconds())
+        self._queue_wait.observe(_length(after))
 
     def sandbox_ready(self, project: str, after: timedelta) -> None:
         self._became_ready.inc()
-        self._until_ready.observe(after.total_seconds())
+        self._until_ready.observe(_length(after))
         self._project_ready.labels(self._project(project)).inc()
 
     def sandbox_ended(self, project: str, reason: EndReason, lived: timedelta | None) -> None:
@@ -215,7 +220,7 @@ class Metrics:
         if reason in (EndReason.FAILED, EndReason.LOST):
             self._project_failed.labels(self._project(project)).inc()
         if lived is not None:
-            self._lived.observe(lived.total_seconds())
+            self._lived.observe(_length(lived))
 
     def stage_done(self, stage: str, ok: bool, seconds: float) -> None:
         """`stage` is one of START_STEPS."""
@@ -369,7 +374,7 @@ class Metrics:
 
     def first_access(self, service: str, after: timedelta) -> None:
         """Somebody connected to a sandbox's service for the first time, that long after it was ready."""
-        self._first_access.labels(_one_of(SERVICES, service)).observe(after.total_seconds())
+        self._first_access.labels(_one_of(SERVICES, service)).observe(_length(after))
 
     def machine_forced(self) -> None:
         self._forced.inc()
