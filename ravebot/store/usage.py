@@ -18,7 +18,7 @@ _EVER_US = 2**62
 # Columns hold microseconds.
 _LIVED = "MAX(0, CASE m.state WHEN 'gone' THEN m.state_since ELSE ?1 END - m.created_at) / 1e6"
 _USES = f"""
-SELECT mr.project_path AS project, mr.author_username AS person, s.ended_at,
+SELECT mr.project_path AS project, mr.author_username AS person, s.project_id, mr.author_id, s.ended_at,
  MAX(0, COALESCE(s.ended_at, ?1) - COALESCE(
   s.ready_at, (SELECT MIN(at) FROM events WHERE sandbox_id = s.id AND kind = 'sandbox.kept'), s.ended_at, ?1
  )) / 1e6 AS up_seconds,
@@ -107,7 +107,25 @@ def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> SandboxUse:
 def of_sandboxes(tx: Transaction, span: UsageSpan) -> tuple[SandboxUse, ...]:
     """Those that ended in that time, and those that have not ended if it reaches beyond now."""
     rows = tx.all(f"{_USES} WHERE {_ENDED.format('s')} GROUP BY s.id", (tx.now_us, *span.bounds(tx)))
-    return tuple(load(SandboxUse, row) for row in rows)
+    projects, people = _newest(tx, "project_id", "project_path"), _newest(tx, "author_id", "author_username")
+    return tuple(
+        load(
+            SandboxUse,
+            row,
+            project=projects.get(row["project_id"], row["project"]),
+            person=people.get(row["author_id"], row["person"]),
+        )
+        for row in rows
+    )
+
+
+def _newest(tx: Transaction, number: str, name: str) -> dict[int, str]:
+    """Names by GitLab's numbers: what was renamed or moved is counted under the name that was seen last."""
+    rows = tx.all(
+        f"SELECT {number} AS number, {name} AS name, MAX(COALESCE(updated_at, 0)) FROM merge_requests"  # noqa: S608 - constants
+        f" WHERE {number} > 0 AND {name} <> '' GROUP BY {number}"
+    )
+    return {row["number"]: row["name"] for row in rows}
 
 
 def of_turns(tx: Transaction, span: UsageSpan) -> tuple[TurnUse, ...]:

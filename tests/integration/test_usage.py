@@ -24,7 +24,7 @@ from ravebot.operations.usage.weekly import render_usage
 from ravebot.operations.weekly import Week, Weekly, WeeklyNews
 from ravebot.providers.base import Usage
 from ravebot.sandboxes.decide import Happened
-from ravebot.sandboxes.model import Actor, EndReason, Person, SandboxId
+from ravebot.sandboxes.model import Actor, EndReason, MergeRequestRef, Person, SandboxId
 from ravebot.store import agent_figures, connections, conversations, model_uses
 from ravebot.store.connections import Visit
 from ravebot.store.database import Transaction
@@ -137,6 +137,17 @@ async def test_a_person_is_the_author_and_groups_go_together(yard: Yard) -> None
     assert [line.group for line in await used(yard, UsageBy.PERSON, UsageBy.PROJECT)] == [
         ("alice", "group/app"), ("zoe", "group/app"),
     ]  # fmt: skip
+
+
+async def test_what_was_renamed_is_one_group_under_its_new_name(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    await end(yard, MR)
+    later, person = NOON + timedelta(days=1), Person(MR.author.id, "alicia")
+    await yard.told(replace(SECOND, project_path="group/moved", author=person, updated_at=later))
+    [line] = await used(yard, UsageBy.PERSON, UsageBy.PROJECT)
+    assert line.group == ("alicia", "group/moved")
+    assert isinstance(line, UsageLine)
+    assert line.sandboxes == 2
 
 
 async def test_a_span_that_begins_in_another_time_zone_has_the_whole_of_its_first_day_in_utc(yard: Yard) -> None:
@@ -289,7 +300,8 @@ async def test_a_week_is_reported_once_it_is_over_and_a_quiet_one_is_not(yard: Y
 
 async def test_many_projects_are_cut_and_no_name_can_ping_or_be_html(yard: Yard) -> None:
     for number in range(8):
-        mr = replace(a_merge_request(number + 1), project_path=f"group/<b>{number}@room")
+        project, path = 70 + number, f"group/<b>{number}@room"
+        mr = a_merge_request(ref=MergeRequestRef(project, 1), source_project_id=project, project_path=path)
         await yard.told(mr)
         await yard.happens(await yard.latest(mr), Happened.END_ASKED, reason=EndReason.STOPPED)
     content = await yard.read(lambda tx: render_usage(tx, WEEK))
