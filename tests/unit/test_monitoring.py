@@ -1,4 +1,4 @@
-"""The files in monitoring/ are right for the programs that read them; each alert fires, and is quiet, when it should."""
+"""The files in monitoring/ are right for the programs that read them; each alert fires and is quiet as it should."""
 
 from __future__ import annotations
 
