@@ -22,7 +22,6 @@ settings.load_profile("ravebot")
 _BUILDS_ONLY = "tests/acceptance/test_debian_image.py::test_two_who_want"  # takes minutes, and needs no libvirtd
 _RESTARTS = (  # and what takes too long for who waits to restart libvirtd
     "tests/acceptance/test_agents",
-    "tests/acceptance/test_crashes",
     "tests/acceptance/test_outages",
     "tests/integration/test_provider_libvirt_qemu",
 )

@@ -462,7 +462,12 @@ async def test_a_real_prometheus_has_data_for_every_panel_and_its_alert_is_told_
     stage, watchers, ops = place.stage, place.watchers, place.stage.matrix_ops
     live = rows(stage, "SELECT iid FROM sandboxes WHERE state = 'ready' ORDER BY id DESC LIMIT 1")
     assert live, "the tests before this one leave a sandbox"
-    values = {"project": "group/app", "mr": f"group/app!{live[0]['iid']}"} | dict.fromkeys(dashboards.BUILT_IN, "1m")
+    values = {
+        "project": "group/app",
+        "mr": f"group/app!{live[0]['iid']}",
+        "instance": stage.http.removeprefix("http://"),
+    }
+    values |= dict.fromkeys(dashboards.BUILT_IN, "1m")
     queries = [
         (path.name, title, expression)
         for path in dashboards.DASHBOARDS

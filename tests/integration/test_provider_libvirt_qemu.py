@@ -10,8 +10,9 @@ import secrets
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import asyncssh
@@ -59,11 +60,17 @@ def keeps_macs(bench: LibvirtBench) -> bool:
     return Path("/sys/class/net", bench.config.bridge.name, "bridge", "vlan_filtering").exists()
 
 
-async def log_in(address: str, key: asyncssh.SSHKey, host_keys: tuple[str, ...]) -> str:
-    """Log in over SSH and say who we are there; only the given host keys are accepted."""
+def logged_in(address: str, key: asyncssh.SSHKey, host_keys: tuple[str, ...]) -> AbstractAsyncContextManager[Any]:
+    """An SSH connection to the guest; only the given host keys are accepted."""
     known = asyncssh.import_known_hosts("".join(f"{address} {host_key}\n" for host_key in host_keys))
     options = {"username": "agent", "client_keys": [key], "agent_path": None, "known_hosts": known}
-    async with asyncssh.connect(address, **options) as connection:
+    connecting: AbstractAsyncContextManager[Any] = asyncssh.connect(address, **options)
+    return connecting
+
+
+async def log_in(address: str, key: asyncssh.SSHKey, host_keys: tuple[str, ...]) -> str:
+    """Log in over SSH and say who we are there."""
+    async with logged_in(address, key, host_keys) as connection:
         return str((await connection.run("id -un", check=True)).stdout).strip()
 
 
@@ -88,6 +95,22 @@ class TestAGuestThatBehaves(GuestContract):
         await bench.provider.authorize_keys(spec.name, "agent", [])
         with pytest.raises(asyncssh.PermissionDenied):
             await log_in(spec.address, second, host_keys)
+
+    async def test_what_came_to_the_guest_by_network_counts_as_received_and_its_answers_as_sent(
+        self, guest: tuple[LibvirtBench, MachineSpec]
+    ) -> None:
+        bench, spec = guest
+        key, public = key_pair()
+        host_keys = await bench.provider.host_keys(spec.name)
+        await bench.provider.authorize_keys(spec.name, "agent", [public])
+        before = await bench.provider.usage(spec.name)
+        many = secrets.token_bytes(400_000)
+        async with logged_in(spec.address, key, host_keys) as connection:
+            counted = await connection.run("wc -c", input=many, encoding=None, check=True)
+        assert int(counted.stdout or b"0") == len(many)
+        after = await bench.provider.usage(spec.name)
+        assert len(many) < after.received_bytes - before.received_bytes < 2 * len(many)
+        assert 0 < after.sent_bytes - before.sent_bytes < len(many) / 2
 
     async def test_keys_for_a_user_that_is_not_there_are_the_guests_error(
         self, guest: tuple[LibvirtBench, MachineSpec]

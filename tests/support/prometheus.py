@@ -52,6 +52,7 @@ class Watchers:
                 f"--storage.tsdb.path={self._folder / 'data'}",
                 f"--web.listen-address={self.prometheus.removeprefix('http://')}", "--log.level=warn",
                 "--web.enable-lifecycle",
+                "--rules.alert.resend-delay=1s",  # after a reload, Alertmanager is not known for a moment
             )  # fmt: skip
             self._run(
                 program("prometheus-alertmanager"), f"--config.file={self._alertmanager_file()}",
