@@ -372,17 +372,22 @@ class Stage:
             return await answer.text()
 
     async def until(self, condition: Callable[[], Any], timeout: float, what: str) -> Any:
-        """Wait until the condition (plain or async) holds, and return what it gave."""
-        deadline = asyncio.get_running_loop().time() + timeout
+        """Wait until the condition (plain or async) holds, and return what it gave.
+
+        What is async asks Synapse, the guest or another process, which costs them time: the longer it takes, the rarer.
+        """
+        began, pause = asyncio.get_running_loop().time(), 0.1
         while True:
             found = condition()
+            waited = asyncio.get_running_loop().time() - began
             if asyncio.iscoroutine(found):
                 found = await found
+                pause = min(max(0.1, waited / 40), 0.5)
             if found:
                 return found
-            if asyncio.get_running_loop().time() > deadline:
+            if waited > timeout:
                 raise AssertionError(f"{what}, after {timeout} s\n{self.bot.log.read_text(errors='replace')[-6000:]}")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(pause)
 
     def open_merge_request(self, title: str = "Add a feature", branch: str = "feature", **more: Any) -> MergeRequest:
         files = more.pop("files", {"feature.txt": "new\n"})
