@@ -26,6 +26,14 @@ def program(name: str) -> str:
     return found
 
 
+def _with_templates(alertmanager: str) -> tuple[str, ...]:
+    """The words that run it: Debian's reads its templates only below /usr/share, where the unpacked one has none."""
+    if not alertmanager.startswith(str(_UNPACKED)):
+        return (alertmanager,)
+    share = _UNPACKED.parent / "share"
+    return ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /usr/share && exec "$@"', str(share), alertmanager)
+
+
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
@@ -55,7 +63,7 @@ class Watchers:
                 "--rules.alert.resend-delay=1s",  # after a reload, Alertmanager is not known for a moment
             )  # fmt: skip
             self._run(
-                program("prometheus-alertmanager"), f"--config.file={self._alertmanager_file()}",
+                *_with_templates(program("prometheus-alertmanager")), f"--config.file={self._alertmanager_file()}",
                 f"--storage.path={self._folder / 'alertmanager'}", "--cluster.listen-address=",
                 f"--web.listen-address={self.alertmanager.removeprefix('http://')}", "--log.level=warn",
             )  # fmt: skip
@@ -119,7 +127,7 @@ class Watchers:
         return path
 
     def _run(self, *command: str) -> None:
-        log = self._stack.enter_context((self._folder / f"{Path(command[0]).name}.log").open("wb"))
+        log = self._stack.enter_context((self._folder / f"{len(list(self._folder.glob('*.log')))}.log").open("wb"))
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self._stack.push_async_callback(_end, process)
 
