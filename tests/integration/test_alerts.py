@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from ravebot.errors import StoreError, Unavailable
+from ravebot.errors import StoreError
 from ravebot.gitlab.refusals import Refusals
 from ravebot.intake.alerts import AlertIntake
 from ravebot.matrix.client import MatrixClient
@@ -35,6 +35,7 @@ from ravebot.web.alerts.reading import AlertDelivery
 from ravebot.web.checks import Checks
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
+from tests.support.edges import LosesAnswers
 from tests.support.records import World, a_world
 from tests.support.synapse import MatrixUser, Message, Synapse
 
@@ -67,37 +68,13 @@ def a_delivery(*found: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"version": "4", "groupKey": "{}", "truncatedAlerts": 0, "receiver": "ravebot", "alerts": found, **more}
 
 
-class LosesAlertAnswers:
-    """Takes what is sent to Matrix there, and loses the answers that it is told to."""
-
-    def __init__(self, client: MatrixClient) -> None:
-        self.client = client
-        self.to_lose = 0
-
-    async def send(self, room_id: str, content: Mapping[str, object], txn_id: str, kind: str = "m.room.message") -> str:
-        event_id = await self.client.send(room_id, content, txn_id, kind)
-        if self.to_lose:
-            self.to_lose -= 1
-            raise Unavailable("the answer got lost")
-        return event_id
-
-    async def redact(self, room_id: str, event_id: str, txn_id: str) -> str:
-        return await self.client.redact(room_id, event_id, txn_id)
-
-    async def upload(self, data: bytes, name: str, kind: str) -> str:
-        return await self.client.upload(data, name, kind)
-
-    async def display_name(self, user_id: str) -> str:
-        return await self.client.display_name(user_id)
-
-
 @dataclass
 class Watchroom:
     """The door on a port, what stores alerts, and what sends them to the room that alice reads."""
 
     world: World
     sender: MatrixSender
-    line: LosesAlertAnswers
+    line: LosesAnswers
     alice: MatrixUser
     room: str
     refusals: Refusals
@@ -144,7 +121,7 @@ async def watchroom(
         client = MatrixClient(config, account.password, tmp_path)
         await client.open()
         rooms = RoomDirectory(client, config.rooms, world.clock, config.operations_room)
-        line = LosesAlertAnswers(client)
+        line = LosesAnswers(client)
         sender = MatrixSender(config, world.database, world.views, line, rooms)
         refusals = Refusals(world.clock, "alerts of Alertmanager")
         made = Watchroom(world, sender, line, alice, room, refusals)

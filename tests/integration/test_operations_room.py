@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +13,6 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from ravebot.errors import Unavailable
 from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.notify.delivery import Delivery
@@ -21,38 +20,13 @@ from ravebot.notify.matrix import MatrixSender
 from ravebot.operations.news import Operators
 from ravebot.operations.statewatch import LOG_AGAIN, StateWatch
 from ravebot.store.targets import MATRIX
+from tests.support.edges import LosesAnswers
 from tests.support.records import World, a_world
 from tests.support.synapse import MatrixUser, Synapse
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 OPS = "#ops:localhost"
-
-
-class LosesAnswers:
-    """Takes what is sent to Matrix there, and loses the answer as often as it is told to."""
-
-    def __init__(self, client: MatrixClient) -> None:
-        self.client = client
-        self.to_lose = 0
-
-    async def send(
-        self, room_id: str, content: Mapping[str, object], txn_id: str, event_type: str = "m.room.message"
-    ) -> str:
-        event_id = await self.client.send(room_id, content, txn_id, event_type)
-        if self.to_lose:
-            self.to_lose -= 1
-            raise Unavailable("the answer got lost")
-        return event_id
-
-    async def redact(self, room_id: str, event_id: str, txn_id: str) -> str:
-        return await self.client.redact(room_id, event_id, txn_id)
-
-    async def upload(self, data: bytes, name: str, kind: str) -> str:
-        return await self.client.upload(data, name, kind)
-
-    async def display_name(self, user_id: str) -> str:
-        return await self.client.display_name(user_id)
 
 
 @dataclass

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 from ravebot.access.rules import Connections, Repair, Rules
 from ravebot.errors import NotFound, RavebotError, Unavailable
+from ravebot.matrix.client import MatrixClient
 from ravebot.notify.delivery import Sent
 from ravebot.store.database import Transaction
 from ravebot.store.outbox import Message
@@ -135,3 +136,29 @@ class Code:
             raise OSError(errno.ENOSPC, "No space left on device")
         self.fetched.append(sha)
         return target.write_bytes(b"an archive")
+
+
+class LosesAnswers:
+    """Takes what is sent to Matrix there, and loses the answer as often as it is told to."""
+
+    def __init__(self, client: MatrixClient) -> None:
+        self.client = client
+        self.to_lose = 0
+
+    async def send(
+        self, room_id: str, content: Mapping[str, object], txn_id: str, event_type: str = "m.room.message"
+    ) -> str:
+        event_id = await self.client.send(room_id, content, txn_id, event_type)
+        if self.to_lose:
+            self.to_lose -= 1
+            raise Unavailable("the answer got lost")
+        return event_id
+
+    async def redact(self, room_id: str, event_id: str, txn_id: str) -> str:
+        return await self.client.redact(room_id, event_id, txn_id)
+
+    async def upload(self, data: bytes, name: str, kind: str) -> str:
+        return await self.client.upload(data, name, kind)
+
+    async def display_name(self, user_id: str) -> str:
+        return await self.client.display_name(user_id)
