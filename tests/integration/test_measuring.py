@@ -8,6 +8,7 @@ from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,25 @@ async def test_the_first_connection_to_a_service_is_timed_and_all_are_counted(ya
     assert found["ravebot_connections_dropped_total", "ssh"] == 3
     assert found["ravebot_first_access_seconds_count", "ssh"] == 1
     assert 120 <= found["ravebot_first_access_seconds_sum", "ssh"] < 125
+
+
+async def test_who_connected_before_a_sandbox_was_ready_does_not_spoil_when_it_was_used_first(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    sandbox = await yard.latest(MR)
+    assert sandbox.ready_at
+    assert sandbox.ssh_port
+    scan = sandbox.ready_at - timedelta(seconds=3)
+    yard.fence.counted = (Connections("192.0.2.9", sandbox.ssh_port, 1, 0, 60, scan, scan),)
+    await yard.core.guard.audit()
+    assert shown(yard)["ravebot_first_access_seconds_count", "ssh"] == 0
+    for source in ("192.0.2.9", "192.0.2.1"):
+        yard.pass_by(minutes=5)
+        now = yard.clock.now()
+        yard.fence.counted = (Connections(source, sandbox.ssh_port, 1, 0, 99, now, now),)
+        await yard.core.guard.audit()
+    found = shown(yard)
+    assert found["ravebot_first_access_seconds_count", "ssh"] == 1
+    assert 300 <= found["ravebot_first_access_seconds_sum", "ssh"] < 305
 
 
 async def test_a_guest_that_uses_all_its_processors_is_busy_since_then_and_one_that_pauses_is_not(yard: Yard) -> None:

@@ -199,6 +199,8 @@ class Metrics:
                 counter.labels(value)
         for target, result in product(self._targets, DELIVERY_RESULTS):
             self._deliveries.labels(target, result)
+        for service in SERVICES:
+            self._first_access.labels(service)
 
     def sandbox_requested(self) -> None:
         self._requested.inc()
