@@ -18,6 +18,8 @@ MOST_MEMORY_BYTES = _GIB
 _MOST_OF_FILES = 0.8
 MOST_BEYOND_BYTES = _GIB
 """By which QEMU's memory may exceed what it gives to its guest."""
+MOST_MACHINE_FILES = 1000
+"""That QEMU may have open for one machine; it usually has 30 to 60."""
 BUSY_FOR = timedelta(minutes=30)
 
 
@@ -51,4 +53,6 @@ def troubles(own: OwnProcess, running: Iterable[RunningMachine]) -> list[str]:
         if one.memory_used_bytes > one.memory_bytes + MOST_BEYOND_BYTES:
             used, given = in_bytes(one.memory_used_bytes), in_bytes(one.memory_bytes)
             found.append(f"QEMU uses {used} for {name}, whose machine has {given}: rebuild it")
+        if one.open_files > MOST_MACHINE_FILES:
+            found.append(f"QEMU has {one.open_files} files open for {name}: rebuild it")
     return found

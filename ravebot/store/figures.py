@@ -23,6 +23,7 @@ class RunningMachine:
     cpu_seconds: float
     memory_used_bytes: int
     disk_used_bytes: int
+    open_files: int  # descriptors of its QEMU; 0: not known
     received_bytes: int
     sent_bytes: int
     ready_at: datetime | None

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ravebot.access.rules import Connections
+from ravebot.access.rules import Attempts, Connections, Service
 from ravebot.errors import Unavailable
 from ravebot.operations.measuring import Measuring
 from ravebot.providers.base import Usage
@@ -126,8 +126,12 @@ async def test_the_first_connection_to_a_service_is_timed_and_all_are_counted(ya
     for source, dropped in (("192.0.2.1", 0), ("192.0.2.2", 3)):
         seen = Connections(source, sandbox.ssh_port, 4, dropped, 99, yard.clock.now(), yard.clock.now())
         yard.fence.counted = (seen,)
+        yard.fence.tried = {Service.SSH: Attempts(passed=5, refused=2)}
         await yard.core.guard.audit()
     found = shown(yard)
+    assert found["ravebot_connection_attempts_total", "ssh"] == 10
+    assert found["ravebot_connections_refused_total", "ssh"] == 4
+    assert found["ravebot_connections_refused_total", "web"] == 0
     assert found["ravebot_connections_total", "ssh"] == 8
     assert found["ravebot_connections_dropped_total", "ssh"] == 3
     assert found["ravebot_first_access_seconds_count", "ssh"] == 1

@@ -54,9 +54,11 @@ def test_ravebot_s_own_process_is_looked_at(own: OwnProcess, says: str) -> None:
 def test_a_guest_that_computes_without_end_and_a_qemu_that_grows_are_named() -> None:
     spinning = a_running_machine(busy_since=NOON - timedelta(minutes=45))
     grown = a_running_machine(2, memory_used_bytes=6 * GIB)
-    assert troubles(FINE, [spinning, grown]) == [
+    leaking = a_running_machine(3, open_files=1001)
+    assert troubles(FINE, [spinning, grown, leaking]) == [
         "group/app!1 has used all its processors for 45 min while nobody was connected: ask its people, or stop it",
         "QEMU uses 6.0 GiB for group/app!2, whose machine has 4.0 GiB: rebuild it",
+        "QEMU has 1001 files open for group/app!3: rebuild it",
     ]
 
 

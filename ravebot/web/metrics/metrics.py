@@ -149,6 +149,8 @@ class Metrics:
         self._repairs = counter("firewall_repairs", "Repairs after the firewall was changed by others.", "flushed")
         self._connections = counter("connections", "New connections to sandboxes.", "service")
         self._dropped = counter("connections_dropped", "New connections dropped by the rate limit.", "service")
+        self._attempts = counter("connection_attempts", "New connections passed on to a guest.", "service")
+        self._refused = counter("connections_refused", "New connections from outside of allow_from.", "service")
         self._first_access = histogram(
             "first_access_seconds", "Time from ready to the first connection.", _LIFE_SECONDS, "service"
         )
@@ -185,6 +187,8 @@ class Metrics:
             (self._repairs, ("yes", "no")),
             (self._dropped, SERVICES),
             (self._connections, SERVICES),
+            (self._attempts, SERVICES),
+            (self._refused, SERVICES),
             (self._gitlab, REQUEST_RESULTS),
             (self._matrix, REQUEST_RESULTS),
             (self._api, REQUEST_RESULTS),
@@ -371,6 +375,12 @@ class Metrics:
         label = _one_of(SERVICES, service)
         self._connections.labels(label).inc(count)
         self._dropped.labels(label).inc(dropped)
+
+    def attempted(self, service: str, passed: int, refused: int) -> None:
+        """New connections, whether or not a guest answers: passed on to it, and refused; `service`: one of SERVICES."""
+        label = _one_of(SERVICES, service)
+        self._attempts.labels(label).inc(passed)
+        self._refused.labels(label).inc(refused)
 
     def first_access(self, service: str, after: timedelta) -> None:
         """Somebody connected to a sandbox's service for the first time, that long after it was ready."""

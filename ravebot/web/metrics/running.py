@@ -40,6 +40,7 @@ _FAMILIES = (
     _Family("memory_bytes", "gauge", "Memory that QEMU uses for the machine.", lambda one: one.memory_used_bytes),
     _Family("memory_limit_bytes", "gauge", "Memory that the machine was given.", lambda one: one.memory_bytes),
     _Family("disk_bytes", "gauge", "Disk that the machine takes on the host.", lambda one: one.disk_used_bytes),
+    _Family("open_files", "gauge", "File descriptors that QEMU has open for it.", lambda one: one.open_files or None),
     _Family("received_bytes_total", "counter", "What the guest received.", lambda one: one.received_bytes),
     _Family("sent_bytes_total", "counter", "What the guest sent.", lambda one: one.sent_bytes),
     _Family("ready_timestamp_seconds", "gauge", "When the sandbox became ready.", lambda one: _seconds(one.ready_at)),
