@@ -21,6 +21,7 @@ from ravebot.operations.measuring import Measuring
 from ravebot.providers.base import Usage
 from ravebot.store import figures, inbox
 from ravebot.store.targets import TARGETS
+from tests.support.agent_yard import an_agent, an_agent_yard
 from tests.support.prometheus import program
 from tests.support.records import a_merge_request
 from tests.support.yard import Yard, a_yard
@@ -199,3 +200,15 @@ async def test_a_scrape_asks_nobody(tmp_path: Path) -> None:
     asked = len(yard.provider.calls)
     assert b"ravebot_machine_vcpus{" in yard.metrics.exposition()
     assert len(yard.provider.calls) == asked
+
+
+async def test_how_long_an_agent_worked_today_and_its_part_of_the_budget_are_measured(tmp_path: Path) -> None:
+    async with an_agent_yard(tmp_path / "state", an_agent(limits={"messages_per_day": 4})) as world:
+        await world.ready()
+        await world.given(await world.taken())
+        world.yard.pass_by(seconds=90)
+        measure = replace(measuring(world.yard), config=world.config)
+        async with at_work(measure.run()), asyncio.timeout(5):
+            while (found := shown(world.yard)).get(("ravebot_agent_worked_today_seconds", "coder")) != 90:
+                await asyncio.sleep(0.01)
+        assert found["ravebot_agent_budget_used_ratio", "coder", "messages"] == 0.25

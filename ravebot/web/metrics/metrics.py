@@ -128,6 +128,7 @@ class Metrics:
         self._turns = gauge("agent_turns", "Messages to agents by state, of those that are not answered.", "state")
         self._ended_turns = counter("agent_turns_ended", "Messages to agents that are over, by state.", "state")
         self._budgets = gauge("agent_budget_used_ratio", "Part of an agent's budget of today.", "agent", "of")
+        self._worked = gauge("agent_worked_today_seconds", "How long an agent worked today.", "agent")
         self._unanswered = gauge("agent_waiting_seconds", "Age of the oldest message that no agent was given.")
         self._model_requests = counter("model_requests", "Requests of agents to models, by result.", "result")
         self._model_tokens = counter("model_tokens", "Tokens of models that agents used, or that stay reserved.")
@@ -297,6 +298,10 @@ class Metrics:
         for state, count in ended.items():
             self._ended_turns.labels(_one_of(_TURN_STATES, state)).inc(max(0, count - before.get(state, 0)))
         self._turns_ended = ended
+
+    def worked_seen(self, agent: str, seconds: float) -> None:
+        """`agent` is one of the configuration; the day is UTC's."""
+        self._worked.labels(agent).set(seconds)
 
     def budget_seen(self, agent: str, of: str, ratio: float) -> None:
         """`agent` is one of the configuration, `of` one of BUDGETS."""
