@@ -114,8 +114,10 @@ class Guard:
         await self._database.write(tell)
 
     async def audit(self) -> None:
-        """Add the connections that the firewall counted to the database."""
+        """Add the connections that the firewall counted to the database, and all attempts to the metrics."""
         seen = await self._firewall.connections()
+        for service, attempts in self._firewall.attempts().items():
+            self._meter.attempted(service, attempts.passed, attempts.refused)
         if seen:
             await self._database.write(lambda tx: self._keep(tx, seen))
 

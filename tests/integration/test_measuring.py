@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ravebot.access.rules import Connections
+from ravebot.access.rules import Attempts, Connections, Service
 from ravebot.errors import Unavailable
 from ravebot.operations.measuring import Measuring
 from ravebot.providers.base import Usage
 from ravebot.store import figures, inbox
 from ravebot.store.targets import TARGETS
+from tests.support.agent_yard import an_agent, an_agent_yard
 from tests.support.prometheus import program
 from tests.support.records import a_merge_request
 from tests.support.yard import Yard, a_yard
@@ -127,8 +128,12 @@ async def test_the_first_connection_to_a_service_is_timed_and_all_are_counted(ya
     for source, dropped in (("192.0.2.1", 0), ("192.0.2.2", 3)):
         seen = Connections(source, sandbox.ssh_port, 4, dropped, 99, yard.clock.now(), yard.clock.now())
         yard.fence.counted = (seen,)
+        yard.fence.tried = {Service.SSH: Attempts(passed=5, refused=2)}
         await yard.core.guard.audit()
     found = shown(yard)
+    assert found["ravebot_connection_attempts_total", "ssh"] == 10
+    assert found["ravebot_connections_refused_total", "ssh"] == 4
+    assert found["ravebot_connections_refused_total", "web"] == 0
     assert found["ravebot_connections_total", "ssh"] == 8
     assert found["ravebot_connections_dropped_total", "ssh"] == 3
     assert found["ravebot_first_access_seconds_count", "ssh"] == 1
@@ -195,3 +200,15 @@ async def test_a_scrape_asks_nobody(tmp_path: Path) -> None:
     asked = len(yard.provider.calls)
     assert b"ravebot_machine_vcpus{" in yard.metrics.exposition()
     assert len(yard.provider.calls) == asked
+
+
+async def test_how_long_an_agent_worked_today_and_its_part_of_the_budget_are_measured(tmp_path: Path) -> None:
+    async with an_agent_yard(tmp_path / "state", an_agent(limits={"messages_per_day": 4})) as world:
+        await world.ready()
+        await world.given(await world.taken())
+        world.yard.pass_by(seconds=90)
+        measure = replace(measuring(world.yard), config=world.config)
+        async with at_work(measure.run()), asyncio.timeout(5):
+            while (found := shown(world.yard)).get(("ravebot_agent_worked_today_seconds", "coder")) != 90:
+                await asyncio.sleep(0.01)
+        assert found["ravebot_agent_budget_used_ratio", "coder", "messages"] == 0.25
