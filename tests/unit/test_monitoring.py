@@ -24,6 +24,11 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
 
+def minutes(text: str) -> int:
+    """Of Prometheus' `15m` or `1h`."""
+    return int(text[:-1]) * {"m": 1, "h": 60}[text[-1]]
+
+
 def checked(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [program(name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=TESTS.parent)
@@ -80,6 +85,15 @@ def test_alerts_and_readyz_have_the_same_bounds(alert: str, bound: float) -> Non
     [written] = re.findall(r"[>+]=? ([0-9^]+)$", rule["expr"])
     number, _, power = written.partition("^")
     assert int(number) ** int(power or 1) == bound
+
+
+def test_times_in_summaries_are_the_rule_s_own() -> None:
+    """What a range looks back on, and for how long that has been so."""
+    for rule in rules():
+        looks_back = {minutes(one) for one in re.findall(r"\[(\w+)\]", rule["expr"])} or {0}
+        said = {int(one) for one in re.findall(r"(\d+) minutes", rule["annotations"]["summary"])}
+        said |= {60} if "last hour" in rule["annotations"]["summary"] else set()
+        assert said <= {one + minutes(rule.get("for", "0m")) for one in looks_back}, rule["alert"]
 
 
 def test_alerts_ask_only_for_metrics_that_there_are() -> None:
