@@ -59,8 +59,8 @@ def _machine(number: int) -> RunningMachine:
     return RunningMachine(
         project=f"group/project-{number % PROJECTS}", iid=number, name=f"rave-main-{number}", vcpus=2,
         memory_bytes=4 * 1024**3, cpu_seconds=number / 7, memory_used_bytes=1024**3, disk_used_bytes=3 * 1024**3,
-        received_bytes=number * 1000, sent_bytes=number * 100, ready_at=now, expires_at=now + timedelta(hours=1),
-        measured_at=now, busy_since=None, visited_at=now,
+        open_files=40, received_bytes=number * 1000, sent_bytes=number * 100, ready_at=now,
+        expires_at=now + timedelta(hours=1), measured_at=now, busy_since=None, visited_at=now,
     )  # fmt: skip
 
 

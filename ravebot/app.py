@@ -343,7 +343,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
         )
         refusals = Refusals(clock)
         hooks = HookWatch(loaded, database, clock, lambda: poller.projects, lambda: refusals.last_at)
-        poller = Poller(config, database, gitlab, core.intents, clock, metrics.polled, hooks.is_right)
+        poller = Poller(config, database, gitlab, core.intents, clock, metrics.polled, hooks.is_right, refusals.missed)
         yield Bot(
             config=config,
             clock=clock,
@@ -362,7 +362,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             alert_token=secrets.alertmanager_token,
             hooks=hooks,
             refusals=refusals,
-            alert_refusals=Refusals(clock, "alerts of Alertmanager"),
+            alert_refusals=Refusals(clock, "requests to /webhooks/alertmanager"),
             stops=EnvironmentStops(config, database, gitlab.environments, core.lifecycle, clock),
             agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing, models),
         )

@@ -81,6 +81,7 @@ class Measuring:
         self.metrics.agents_seen(by_state, age(oldest, self.clock.now()) if oldest else None)
         self.metrics.turns_seen(ended)
         for agent in agents:
+            self.metrics.worked_seen(agent.name, agent.spent.seconds)
             self.metrics.budget_seen(agent.name, "messages", agent.spent.messages / agent.spent.most)
             if agent.spent.most_tokens:
                 self.metrics.budget_seen(agent.name, "tokens", agent.spent.tokens / agent.spent.most_tokens)

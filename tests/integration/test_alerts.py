@@ -123,7 +123,7 @@ async def watchroom(
         rooms = RoomDirectory(client, config.rooms, world.clock, config.operations_room)
         line = LosesAnswers(client)
         sender = MatrixSender(config, world.database, world.views, line, rooms)
-        refusals = Refusals(world.clock, "alerts of Alertmanager")
+        refusals = Refusals(world.clock, "requests to /webhooks/alertmanager")
         made = Watchroom(world, sender, line, alice, room, refusals)
         intake = AlertIntake(world.database, OPS)
 
@@ -238,10 +238,10 @@ async def test_only_who_has_the_token_is_heard(watchroom: Watchroom) -> None:
     assert [await watchroom.post(a_delivery(an_alert()), token) for token in (None, "", "wrong", f"{TOKEN}x")] == [
         401
     ] * 4
-    assert watchroom.refusals.problem.startswith("alerts of Alertmanager are refused (3 since")
+    assert watchroom.refusals.said.startswith("requests to /webhooks/alertmanager are refused (3 since")
     assert await watchroom.world.outbox() == []
     assert await watchroom.post(a_delivery()) == 200
-    assert watchroom.refusals.problem == ""
+    assert watchroom.refusals.said == ""
 
 
 async def test_what_is_no_delivery_is_refused_and_what_is_no_alert_is_left_out(watchroom: Watchroom) -> None:

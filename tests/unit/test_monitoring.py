@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ravebot.operations.resources import BUSY_FOR, MOST_BEYOND_BYTES, MOST_MEMORY_BYTES
 from tests.support.dashboards import documented, metrics
 from tests.support.pages import code, rows
 from tests.support.prometheus import MONITORING, program
@@ -64,6 +65,21 @@ def test_each_alert_says_what_is_wrong_and_what_to_do() -> None:
         assert rule["labels"]["severity"] in ("critical", "warning"), rule["alert"]
         for annotation in ("summary", "runbook"):
             assert rule["annotations"][annotation].endswith((".", "?")), rule["alert"]
+
+
+@pytest.mark.parametrize(
+    ("alert", "bound"),
+    [
+        ("RavebotGuestSpins", BUSY_FOR.total_seconds()),
+        ("RavebotMemoryHigh", MOST_MEMORY_BYTES),
+        ("RavebotMachineMemoryHigh", MOST_BEYOND_BYTES),
+    ],
+)
+def test_alerts_and_readyz_have_the_same_bounds(alert: str, bound: float) -> None:
+    [rule] = [rule for rule in rules() if rule["alert"] == alert]
+    [written] = re.findall(r"[>+]=? ([0-9^]+)$", rule["expr"])
+    number, _, power = written.partition("^")
+    assert int(number) ** int(power or 1) == bound
 
 
 def test_alerts_ask_only_for_metrics_that_there_are() -> None:

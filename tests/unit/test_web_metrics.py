@@ -139,7 +139,8 @@ def test_what_jobs_are_answered_is_counted_by_whose_fault_it_is() -> None:
 def a_running_machine(number: int = 1, **facts: Any) -> RunningMachine:
     plain: dict[str, Any] = {
         "project": "group/app", "iid": number, "name": f"rave-main-{number}", "vcpus": 2, "memory_bytes": 4 * GIB,
-        "cpu_seconds": 12.5, "memory_used_bytes": GIB, "disk_used_bytes": 3 * GIB, "received_bytes": 700,
+        "cpu_seconds": 12.5, "memory_used_bytes": GIB, "disk_used_bytes": 3 * GIB, "open_files": 30,
+        "received_bytes": 700,
         "sent_bytes": 300, "ready_at": None, "expires_at": NOON, "measured_at": NOON,
         "busy_since": None, "visited_at": None,
     }  # fmt: skip

@@ -128,6 +128,7 @@ class Metrics:
         self._turns = gauge("agent_turns", "Messages to agents by state, of those that are not answered.", "state")
         self._ended_turns = counter("agent_turns_ended", "Messages to agents that are over, by state.", "state")
         self._budgets = gauge("agent_budget_used_ratio", "Part of an agent's budget of today.", "agent", "of")
+        self._worked = gauge("agent_worked_today_seconds", "How long an agent worked today.", "agent")
         self._unanswered = gauge("agent_waiting_seconds", "Age of the oldest message that no agent was given.")
         self._model_requests = counter("model_requests", "Requests of agents to models, by result.", "result")
         self._model_tokens = counter("model_tokens", "Tokens of models that agents used, or that stay reserved.")
@@ -149,6 +150,8 @@ class Metrics:
         self._repairs = counter("firewall_repairs", "Repairs after the firewall was changed by others.", "flushed")
         self._connections = counter("connections", "New connections to sandboxes.", "service")
         self._dropped = counter("connections_dropped", "New connections dropped by the rate limit.", "service")
+        self._attempts = counter("connection_attempts", "New connections passed on to a guest.", "service")
+        self._refused = counter("connections_refused", "New connections from outside of allow_from.", "service")
         self._first_access = histogram(
             "first_access_seconds", "Time from ready to the first connection.", _LIFE_SECONDS, "service"
         )
@@ -185,6 +188,8 @@ class Metrics:
             (self._repairs, ("yes", "no")),
             (self._dropped, SERVICES),
             (self._connections, SERVICES),
+            (self._attempts, SERVICES),
+            (self._refused, SERVICES),
             (self._gitlab, REQUEST_RESULTS),
             (self._matrix, REQUEST_RESULTS),
             (self._api, REQUEST_RESULTS),
@@ -195,6 +200,8 @@ class Metrics:
                 counter.labels(value)
         for target, result in product(self._targets, DELIVERY_RESULTS):
             self._deliveries.labels(target, result)
+        for service in SERVICES:
+            self._first_access.labels(service)
 
     def sandbox_requested(self) -> None:
         self._requested.inc()
@@ -292,6 +299,10 @@ class Metrics:
             self._ended_turns.labels(_one_of(_TURN_STATES, state)).inc(max(0, count - before.get(state, 0)))
         self._turns_ended = ended
 
+    def worked_seen(self, agent: str, seconds: float) -> None:
+        """`agent` is one of the configuration; the day is UTC's."""
+        self._worked.labels(agent).set(seconds)
+
     def budget_seen(self, agent: str, of: str, ratio: float) -> None:
         """`agent` is one of the configuration, `of` one of BUDGETS."""
         self._budgets.labels(agent, _one_of(BUDGETS, of)).set(ratio)
@@ -371,6 +382,12 @@ class Metrics:
         label = _one_of(SERVICES, service)
         self._connections.labels(label).inc(count)
         self._dropped.labels(label).inc(dropped)
+
+    def attempted(self, service: str, passed: int, refused: int) -> None:
+        """New connections, whether or not a guest answers: passed on to it, and refused; `service`: one of SERVICES."""
+        label = _one_of(SERVICES, service)
+        self._attempts.labels(label).inc(passed)
+        self._refused.labels(label).inc(refused)
 
     def first_access(self, service: str, after: timedelta) -> None:
         """Somebody connected to a sandbox's service for the first time, that long after it was ready."""

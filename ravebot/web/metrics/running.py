@@ -31,9 +31,16 @@ def _seconds(moment: datetime | None) -> float | None:
 _FAMILIES = (
     _Family("cpu_seconds_total", "counter", "CPU time of the machine.", lambda one: one.cpu_seconds),
     _Family("vcpus", "gauge", "Processors of the machine.", lambda one: one.vcpus),
+    _Family(
+        "spinning_seconds",
+        "gauge",
+        "For how long it has used all its processors with nobody connected.",
+        lambda one: one.spun_for.total_seconds(),
+    ),
     _Family("memory_bytes", "gauge", "Memory that QEMU uses for the machine.", lambda one: one.memory_used_bytes),
     _Family("memory_limit_bytes", "gauge", "Memory that the machine was given.", lambda one: one.memory_bytes),
     _Family("disk_bytes", "gauge", "Disk that the machine takes on the host.", lambda one: one.disk_used_bytes),
+    _Family("open_files", "gauge", "File descriptors that QEMU has open for it.", lambda one: one.open_files or None),
     _Family("received_bytes_total", "counter", "What the guest received.", lambda one: one.received_bytes),
     _Family("sent_bytes_total", "counter", "What the guest sent.", lambda one: one.sent_bytes),
     _Family("ready_timestamp_seconds", "gauge", "When the sandbox became ready.", lambda one: _seconds(one.ready_at)),
