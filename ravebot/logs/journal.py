@@ -1,7 +1,7 @@
 """Sends entries with fields to systemd's journal.
 
 Its protocol (systemd, "Native Journal Protocol") is spoken by `_packed`, ten lines of our own, because of the libraries
-logging-journald finds a journald again whose socket was made anew only from 0.6.12 on, but NixOS 26.05 has an older one,
+logging-journald finds a journald again whose socket was made anew only from 0.6.12 on, but NixOS 26.05 has an older,
 systemd-python is compiled against libsystemd, and cysystemd brings a copy of libsystemd along.
 """
 
@@ -39,7 +39,7 @@ def is_journal(stream: TextIO) -> bool:
 
 
 class JournalHandler(logging.Handler):
-    """Sends entries with fields to the journal. What it does not take is written to `otherwise`, as JSON."""
+    """Sends entries, which it gets as JSON, with fields to the journal. What that does not take, `otherwise` gets."""
 
     def __init__(self, path: Path, instance: str, otherwise: logging.Handler) -> None:
         super().__init__()
@@ -50,11 +50,10 @@ class JournalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            event = json.loads(self._otherwise.format(record))
-            # Addressed each time: journald may be restarted. It must not hold up the event loop.
-            self._socket.sendto(_packed(_fields(event, self._instance)), socket.MSG_DONTWAIT, self._path)
-        except Exception:  # noqa: BLE001 - also what is wrong with the record, which `otherwise` tells of and does not raise
-            self._otherwise.handle(record)
+            # Addressed each time: journald may be restarted.
+            self._socket.sendto(_packed(_fields(json.loads(record.getMessage()), self._instance)), self._path)
+        except Exception:  # noqa: BLE001 - whatever is wrong, the entry is not lost
+            self._otherwise.emit(record)
 
     def close(self) -> None:
         self._socket.close()

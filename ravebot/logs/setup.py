@@ -13,6 +13,7 @@ from structlog.typing import Processor
 from ravebot.logs.journal import JOURNAL, JournalHandler, is_journal
 from ravebot.logs.redaction import redaction
 from ravebot.logs.rendering import as_json, drop_record, facts_first, printable
+from ravebot.logs.writer import LogWriter, descriptor_of
 
 QUIET = ("nio", "aiohttp", "asyncio", "urllib3", "gitlab", "httpcore", "asyncssh", "peewee", "uvicorn", "mcp")
 """Libraries whose messages below warnings are of no use to operators."""
@@ -41,17 +42,20 @@ def set_up(level: str, secrets: Iterable[str] = (), stream: TextIO | None = None
         if pretty
         else [facts_first, structlog.processors.JSONRenderer(as_json)]
     )
-    handler: logging.Handler = logging.StreamHandler(stream)
+    goes: logging.Handler = logging.StreamHandler(descriptor_of(stream))
+    if is_journal(stream):
+        goes = JournalHandler(JOURNAL, instance, goes)
+    handler = LogWriter(goes)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared, processors=[drop_record, redaction, *renderer], use_get_message=True
         )
     )
-    if is_journal(stream):
-        handler = JournalHandler(JOURNAL, instance, handler)
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
+        if isinstance(old, LogWriter):
+            old.close()
     root.addHandler(handler)
     root.setLevel(level.upper())
     for name in QUIET:
