@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter as Tally
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from itertools import product
 
@@ -28,10 +29,10 @@ from ravebot.sandboxes.model import KEPT, EndReason, SandboxState, Stage
 from ravebot.store.figures import RunningMachine
 from ravebot.store.targets import TARGETS, Target
 from ravebot.web.metrics import running
+from ravebot.web.metrics.projects import OTHER, ProjectPlaces
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 MOST_PROJECTS = 50
-OTHER = "other"
 
 WEBHOOK_RESULTS = ("accepted", "duplicate", "ignored", "forged", "malformed", "too_large", "unavailable")
 ALERT_ANSWERS = ("accepted", "forged", "malformed", "too_large", "unavailable")
@@ -79,15 +80,15 @@ def _length(time: timedelta) -> float:
 class Metrics:
     """One process's metrics, in a registry of their own.
 
-    At most `projects` projects have series of their own, the first that are seen; the rest is `other`.
+    At most `projects` projects have series of their own, the first that are seen; the rest is `other`. One that is
+    renamed keeps its place, and one that is gone gives it up (`served`).
     """
 
     def __init__(self, targets: Iterable[Target] = TARGETS, projects: int = MOST_PROJECTS) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter, which says when this process began
         self.registry = registry = CollectorRegistry()
         self._targets = tuple(target.name for target in targets)
-        self._projects = dict[str, None]()
-        self._most_projects = projects
+        self._projects = ProjectPlaces(projects)
         self._turns_ended: Mapping[str, int] | None = None  # at the last look
         self._running = running.written(())
         self.labels: dict[str, tuple[str, ...]] = dict.fromkeys(running.NAMES, running.LABELS)
@@ -129,6 +130,7 @@ class Metrics:
         self._ended_turns = counter("agent_turns_ended", "Messages to agents that are over, by state.", "state")
         self._budgets = gauge("agent_budget_used_ratio", "Part of an agent's budget of today.", "agent", "of")
         self._unanswered = gauge("agent_waiting_seconds", "Age of the oldest message that ravebot should have given.")
+        self._worked = gauge("agent_worked_today_seconds", "How long an agent worked today.", "agent")
         self._model_requests = counter("model_requests", "Requests of agents to models, by result.", "result")
         self._model_tokens = counter("model_tokens", "Tokens of models that agents used, or that stay reserved.")
         self._model_seconds = histogram("model_seconds", "Duration of requests of agents to models.", _STAGE_SECONDS)
@@ -199,6 +201,8 @@ class Metrics:
                 counter.labels(value)
         for target, result in product(self._targets, DELIVERY_RESULTS):
             self._deliveries.labels(target, result)
+        for service in SERVICES:
+            self._first_access.labels(service)
 
     def sandbox_requested(self) -> None:
         self._requested.inc()
@@ -248,8 +252,11 @@ class Metrics:
         self._project_received.labels(label).inc(received_bytes)
         self._project_sent.labels(label).inc(sent_bytes)
 
-    def running_seen(self, machines: Sequence[RunningMachine], ssh_ports: int, web_ports: int) -> None:
-        """The machines of all sandboxes, and how many ports they have."""
+    def running_seen(
+        self, machines: Sequence[RunningMachine], ssh_ports: int, web_ports: int, written: bytes | None = None
+    ) -> None:
+        """The machines of all sandboxes, and how many ports they have. `written`: their series, if another thread wrote
+        them already (`running.written`)."""
         for service, used in zip(SERVICES, (ssh_ports, web_ports), strict=True):
             self._ports_used.labels(service).set(used)
         count, memory, disk = Tally[str](), Tally[str](), Tally[str]()
@@ -258,14 +265,15 @@ class Metrics:
             count[label] += 1
             memory[label] += one.memory_used_bytes
             disk[label] += one.disk_used_bytes
-        for label in self._projects:
+        self._projects.busy = frozenset(count)
+        for label in self._projects.labels:
             for gauge, seen in (
                 (self._project_sandboxes, count),
                 (self._project_memory, memory),
                 (self._project_disk, disk),
             ):
                 gauge.labels(label).set(seen[label])
-        self._running = running.written(machines)
+        self._running = running.written(machines) if written is None else written
 
     def queue_seen(self, oldest: timedelta | None) -> None:
         """How long the oldest sandbox in the queue has waited; None: none waits."""
@@ -295,6 +303,10 @@ class Metrics:
         for state, count in ended.items():
             self._ended_turns.labels(_one_of(_TURN_STATES, state)).inc(max(0, count - before.get(state, 0)))
         self._turns_ended = ended
+
+    def worked_seen(self, agent: str, seconds: float) -> None:
+        """`agent` is one of the configuration; the day is UTC's."""
+        self._worked.labels(agent).set(seconds)
 
     def budget_seen(self, agent: str, of: str, ratio: float) -> None:
         """`agent` is one of the configuration, `of` one of BUDGETS."""
@@ -397,13 +409,24 @@ class Metrics:
         """Everything in Prometheus' text format, to be served as CONTENT_TYPE. Asks nobody."""
         return generate_latest(self.registry) + self._running
 
+    def projects_served(self, served: Iterable[tuple[int, str]]) -> None:
+        """Ids and paths of all projects that ravebot serves now; none: they are not known yet."""
+        given_up = self._projects.served(served)
+        for label, metric in product(given_up, self._of_projects()):
+            with suppress(KeyError):
+                metric.remove(label)
+        for label, metric in product(self._projects.labels if given_up else (), self._of_projects()):
+            metric.labels(label)  # of what was renamed, at 0
+
     def _project(self, path: str) -> str:
-        label = path if path in self._projects or len(self._projects) < self._most_projects else OTHER
-        if label not in self._projects:
-            self._projects[label] = None
-            for counter in (
-                self._project_ready, self._project_failed,
-                self._project_cpu, self._project_received, self._project_sent,
-            ):  # fmt: skip
-                counter.labels(label)  # at 0, as in _begin_at_zero
+        label, is_new = self._projects.label(path)
+        if is_new:
+            for metric in self._of_projects():
+                metric.labels(label)  # at 0, as in _begin_at_zero
         return label
+
+    def _of_projects(self) -> tuple[Counter | Gauge, ...]:
+        return (
+            self._project_ready, self._project_failed, self._project_cpu, self._project_received, self._project_sent,
+            self._project_sandboxes, self._project_memory, self._project_disk,
+        )  # fmt: skip
