@@ -16,7 +16,7 @@ from ravebot.clock import Clock, age
 from ravebot.config.model import Config
 from ravebot.errors import RavebotError
 from ravebot.providers.base import Provider
-from ravebot.store import agent_queue, figures, outbox
+from ravebot.store import agent_queue, agent_work, figures, outbox
 from ravebot.store.database import Database, Transaction
 from ravebot.store.figures import Backlog, RunningMachine
 from ravebot.store.targets import Target
@@ -73,15 +73,14 @@ class Measuring:
             self.metrics.inbox_seen(source, found.count, self._age(found))
 
     async def _agents(self) -> None:
-        by_state, waiters, ended, agents = await self.database.read(
+        by_state, oldest, ended, agents = await self.database.read(
             lambda tx: (
                 agent_queue.count_states(tx),
-                agent_queue.waiters(tx),
+                agent_work.undelivered_since(tx),
                 figures.turns_ended(tx),
                 overview.agents(tx, self.config),
             )
         )
-        oldest = min((one.since for one in waiters), default=None)
         self.metrics.agents_seen(by_state, age(oldest, self.clock.now()) if oldest else None)
         self.metrics.turns_seen(ended)
         for agent in agents:

@@ -130,7 +130,7 @@ class Metrics:
         self._ended_turns = counter("agent_turns_ended", "Messages to agents that are over, by state.", "state")
         self._budgets = gauge("agent_budget_used_ratio", "Part of an agent's budget of today.", "agent", "of")
         self._worked = gauge("agent_worked_today_seconds", "How long an agent worked today.", "agent")
-        self._unanswered = gauge("agent_waiting_seconds", "Age of the oldest message that no agent was given.")
+        self._unanswered = gauge("agent_waiting_seconds", "Age of the oldest message that ravebot should have given.")
         self._model_requests = counter("model_requests", "Requests of agents to models, by result.", "result")
         self._model_tokens = counter("model_tokens", "Tokens of models that agents used, or that stay reserved.")
         self._model_seconds = histogram("model_seconds", "Duration of requests of agents to models.", _STAGE_SECONDS)
@@ -291,7 +291,7 @@ class Metrics:
         self._oldest.labels(label).set(oldest.total_seconds() if oldest is not None else 0)
 
     def agents_seen(self, by_state: Mapping[TurnState, int], oldest: timedelta | None) -> None:
-        """How many messages to agents are in each state; `oldest`: age of the oldest one that no agent was given."""
+        """How many messages to agents are in each state; `oldest`: age of the oldest one to be given."""
         for state in TurnState:
             if not state.is_over or state in DEAD_LETTERS:
                 self._turns.labels(state.value).set(by_state.get(state, 0))
