@@ -25,7 +25,7 @@ from ravebot.operations.weekly import Week, Weekly, WeeklyNews
 from ravebot.providers.base import Usage
 from ravebot.sandboxes.decide import Happened
 from ravebot.sandboxes.model import Actor, EndReason, MergeRequestRef, Person, SandboxId
-from ravebot.store import agent_figures, connections, conversations, model_uses
+from ravebot.store import agent_figures, connections, conversations, machines, model_uses
 from ravebot.store.connections import Visit
 from ravebot.store.database import Transaction
 from ravebot.store.model_uses import ModelUser
@@ -188,7 +188,11 @@ async def test_agents_have_turns_hours_and_tokens_by_week(yard: Yard) -> None:
 
 
 @pytest.mark.parametrize("seed", [2])
-async def test_sums_agree_with_the_event_log_after_many_lives(tmp_path: Path, seed: int) -> None:
+async def test_sums_agree_with_the_event_log_after_many_lives_and_no_week_changes_that_is_over(
+    tmp_path: Path, seed: int
+) -> None:
+    """Among them are machines that crash, sandboxes that are never ready, and clocks that jump, as while ravebot is
+    off."""
     chance = random.Random(seed)
     async with a_yard(tmp_path, sandbox={"keep_failed": "15m"}, pool={"max_running": 3}) as yard:
         for number in range(1, 9):
@@ -202,6 +206,10 @@ async def test_sums_agree_with_the_event_log_after_many_lives(tmp_path: Path, se
             for _ in range(chance.randrange(6)):
                 await yard.go()
                 yard.pass_by(seconds=chance.randrange(3000))
+                if chance.random() < 0.2:
+                    yard.pass_by(days=chance.choice([-2, 1, 4, 20]))
+                if chance.random() < 0.3:
+                    await _crash(yard, mr)
             await _visited(yard, mr, chance.randrange(10**6))
             if chance.random() < 0.7:
                 reason = chance.choice([EndReason.STOPPED, EndReason.MERGED, EndReason.EXPIRED])
@@ -209,7 +217,7 @@ async def test_sums_agree_with_the_event_log_after_many_lives(tmp_path: Path, se
         yard.pass_by(days=2)
         while not await _all_ended(yard):
             await yard.go()
-            yard.pass_by(minutes=10)
+            yard.pass_by(hours=2)
         logged = await yard.log("sandbox.ended")
         for by in (UsageBy.PROJECT, UsageBy.PERSON, UsageBy.WEEK):
             lines = [line for line in await used(yard, by) if isinstance(line, UsageLine)]
@@ -230,6 +238,17 @@ async def test_sums_agree_with_the_event_log_after_many_lives(tmp_path: Path, se
                 assert max(getattr(line, key) for line in lines) == max(data[key] for data in logged)  # type: ignore[type-var]
         assert told("machine_seconds") > 0
         assert told("visitor_bytes") > 0
+        over = await used(yard, UsageBy.WEEK, UsageBy.PROJECT)
+        yard.pass_by(days=400)
+        await yard.make_ready(a_merge_request(9))
+        assert set(over) < set(await used(yard, UsageBy.WEEK, UsageBy.PROJECT))
+
+
+async def _crash(yard: Yard, mr: Any) -> None:
+    """Its machine is gone from one moment to the next, if it has one."""
+    had = await yard.read(lambda tx: machines.newest_of(tx, mr.ref, 1))
+    if had and had[0].name in {one.name for one in (await yard.provider.list()).machines}:
+        await yard.provider.destroy(had[0].name)
 
 
 async def _all_ended(yard: Yard) -> bool:
