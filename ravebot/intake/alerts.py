@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from ravebot.clock import from_us, is_due
+from ravebot.clock import from_us
 from ravebot.store import alerts, outbox
 from ravebot.store.alerts import Alert, Heard, KnownAlert
 from ravebot.store.database import Database, Transaction, get_meta, set_meta
@@ -42,7 +42,8 @@ class AlertIntake:
             for one in known:
                 _tell(tx, one)
         meant[Heard.LEFT_OUT] += left_out
-        if meant[Heard.LEFT_OUT] and is_due(_moment(tx, _LEFT_OUT_TOLD), _TELL_AGAIN, tx.now):
+        told_at = _moment(tx, _LEFT_OUT_TOLD)
+        if meant[Heard.LEFT_OUT] and (told_at is None or abs(tx.now - told_at) >= _TELL_AGAIN):
             set_meta(tx, _LEFT_OUT_TOLD, str(tx.now_us))
             outbox.add(tx, RoomLane(self.room), Kind.NEWS, body={"text": _MORE})
         set_meta(tx, _DELIVERED, str(tx.now_us))

@@ -78,6 +78,17 @@ async def test_what_resolved_first_and_is_told_with_another_beginning_is_late_to
     assert await world.outbox() == []
 
 
+async def test_that_there_are_more_alerts_is_told_once_a_day_though_the_clock_jumps_by_hours(world: World) -> None:
+    intake = AlertIntake(world.database, "#ops:example.org")
+    for hours in (0, 5, -9, 3, -1, 7):
+        world.pass_by(hours=hours)
+        await intake.take([], 3)
+    assert [kind for _, _, kind, _ in await world.outbox()] == ["news"]
+    world.pass_by(hours=30)
+    await intake.take([], 3)
+    assert [kind for _, _, kind, _ in await world.outbox()] == ["news", "news"]
+
+
 @pytest.mark.parametrize("seed", range(12))
 async def test_any_order_of_repeated_words_tells_each_time_that_it_fired_once_at_most(world: World, seed: int) -> None:
     chance = Random(seed)
