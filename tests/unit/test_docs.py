@@ -260,7 +260,7 @@ def test_every_command_and_option_that_installs_is_there(page: str) -> None:
 
 
 def test_the_page_on_installing_has_the_questions_that_are_asked() -> None:
-    asked = [question.prompt for question in QUESTIONS if question.asked is Asked.ALWAYS]
+    asked = [question.prompt for question in QUESTIONS if question.asked in (Asked.ALWAYS, Asked.OFFERED)]
     assert [prompt for prompt, _ in rows("install.md", "it asks for")] == asked
 
 
