@@ -136,7 +136,9 @@ class Bot:
         if os.access(QEMU_LOGS, os.W_OK):  # otherwise the timer ravebot-logs removes them
             logs.append((QEMU_LOGS, f"{naming.pattern(self.config.instance)}.log*"))
         housekeeping = Housekeeping(self.clock, self.database, self.config.keep, tuple(logs))
-        measuring = Measuring(self.config, self.clock, self.database, self.provider, self.metrics, TARGETS)
+        measuring = Measuring(
+            self.config, self.clock, self.database, self.provider, self.metrics, TARGETS, lambda: self.poller.projects
+        )
         operator = Operator(self.config, self.database, self.core, self.provider, self.people)
         reception, approvals = self.agents.reception, self.agents.approvals
         trials = Trials(TrialParts(self.config, self.database, reception, self.agents.driver, self.agents.webhooks))
@@ -343,7 +345,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
         )
         refusals = Refusals(clock)
         hooks = HookWatch(loaded, database, clock, lambda: poller.projects, lambda: refusals.last_at)
-        poller = Poller(config, database, gitlab, core.intents, clock, metrics.polled, hooks.is_right)
+        poller = Poller(config, database, gitlab, core.intents, clock, metrics.polled, hooks.is_right, refusals.missed)
         yield Bot(
             config=config,
             clock=clock,
@@ -362,7 +364,7 @@ async def assembled(loaded: LoadedConfig, clock: Clock) -> AsyncIterator[Bot]:
             alert_token=secrets.alertmanager_token,
             hooks=hooks,
             refusals=refusals,
-            alert_refusals=Refusals(clock, "alerts of Alertmanager"),
+            alert_refusals=Refusals(clock, "requests to /webhooks/alertmanager"),
             stops=EnvironmentStops(config, database, gitlab.environments, core.lifecycle, clock),
             agents=make_agents(config, database, approvals, core, provider, gitlab, secrets.agent_signing, models),
         )

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -42,6 +43,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 T = TypeVar("T")
 
 _NOT_ASCII = re.compile(r"[^\n -~]")
+_BETWEEN = 2
+"""Spaces between the columns of a table."""
+_LAST_COLUMN = 24
+"""It is broken into no narrower ones."""
 _STATE_STYLES = {"ready": "green", "starting": "yellow", "queued": "blue", "stopping": "magenta", "kept": "red"}
 
 
@@ -60,6 +65,10 @@ class Cell:
 
     text: str
     style: str = ""
+
+
+def _text(cell: Cell) -> Text:
+    return Text(clean(cell.text), style=cell.style)
 
 
 class Output:
@@ -81,23 +90,40 @@ class Output:
         self.errors.print(Text(text, style=style), soft_wrap=not self.errors.is_terminal)
 
     def table(self, titles: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> None:
-        """Print a table; in a pipe, tab-separated lines under a header line."""
+        """Print a table, or a list where it is too wide for the terminal; in a pipe, tab-separated lines under a header
+        line."""
         cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
         if not self.console.is_terminal:
             for line in [[title.upper() for title in titles], *([clean(cell.text) for cell in row] for row in cells)]:
                 self.raw("\t".join(line))
             return
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        if not self._fits(titles, cells):
+            for head, *more in cells:
+                named = [
+                    Text.assemble(f"{title}: ", _text(cell))
+                    for title, cell in zip(titles[1:], more, strict=True)
+                    if cell.text
+                ]
+                self.console.print(_text(head))
+                self.console.print(Padding(Text(", ").join(named), (0, 0, 0, 4)))
+            return
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _BETWEEN, 0, 0))
         for title in titles:
             table.add_column(title, overflow="fold")
         for row in cells:
-            table.add_row(*(Text(clean(cell.text), style=cell.style) for cell in row))
+            table.add_row(*map(_text, row))
         self.console.print(table)
+
+    def _fits(self, titles: Sequence[str], cells: Sequence[Sequence[Cell]]) -> bool:
+        """Whether a table fits into the terminal: only its last column may be broken, and not into snippets."""
+        columns = zip(titles, *((clean(cell.text) for cell in row) for row in cells), strict=True)
+        *widths, last = (max(map(cell_len, column)) for column in columns)
+        return sum(width + _BETWEEN for width in widths) + min(last, _LAST_COLUMN) <= self.console.width
 
     def item(self, head: Sequence[str | Cell], below: Iterable[str]) -> None:
         """Print one of a list on a terminal: short values in a line, and longer texts indented below it."""
         cells = [cell if isinstance(cell, Cell) else Cell(cell) for cell in head if cell]
-        self.console.print(Text("  ").join(Text(clean(cell.text), style=cell.style) for cell in cells))
+        self.console.print(Text("  ").join(map(_text, cells)))
         for text in filter(None, below):
             self.console.print(Padding(Text(clean(text)), (0, 0, 0, 4)))
 

@@ -114,8 +114,10 @@ class Guard:
         await self._database.write(tell)
 
     async def audit(self) -> None:
-        """Add the connections that the firewall counted to the database."""
+        """Add the connections that the firewall counted to the database, and all attempts to the metrics."""
         seen = await self._firewall.connections()
+        for service, attempts in self._firewall.attempts().items():
+            self._meter.attempted(service, attempts.passed, attempts.refused)
         if seen:
             await self._database.write(lambda tx: self._keep(tx, seen))
 
@@ -129,6 +131,12 @@ class Guard:
             if one.port not in by_port:
                 continue
             sandbox, service = by_port[one.port]
+            ready_at = sandbox.ready_at
+            if (
+                ready_at and one.last_seen >= ready_at and (one.connections or one.bytes)
+                and not connections.visited_since(tx, sandbox.id, service, ready_at)
+            ):  # fmt: skip
+                self._meter.first_access(service, age(ready_at, one.first_seen))
             first = connections.add(
                 tx,
                 Visit(
@@ -138,7 +146,5 @@ class Guard:
             )  # fmt: skip
             self._meter.connected(service, one.connections, one.dropped)
             if first:
-                if sandbox.ready_at and connections.visitors(tx, sandbox.id, service) == 1:
-                    self._meter.first_access(service, age(sandbox.ready_at, one.first_seen))
                 data: dict[str, object] = {"service": service.value, "source": one.source}
                 self._journal.record(tx, EventKind.ACCESS_FIRST, sandbox=sandbox, data=data)

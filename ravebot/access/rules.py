@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -63,6 +63,14 @@ class Connections:
 
 
 @dataclass(frozen=True)
+class Attempts:
+    """New connections to sandboxes since the last reading, whether or not anything answers; retries count again."""
+
+    passed: int = 0  # on to the guest
+    refused: int = 0  # from outside of access.allow_from
+
+
+@dataclass(frozen=True)
 class Repair:
     """What one `ensure` changed. `flushed`: the static part was missing or had been altered by someone else."""
 
@@ -82,6 +90,9 @@ class Firewall(Protocol):
 
     async def connections(self) -> tuple[Connections, ...]:
         """What was counted since the last call; each connection is returned once."""
+
+    def attempts(self) -> Mapping[Service, Attempts]:
+        """What was counted since the last call, as of the last look at the tables."""
 
     def changes(self) -> AsyncIterator[None]:
         """Yields when someone else changed the ruleset, so that it is checked at once."""
@@ -111,6 +122,9 @@ class NoFirewall:
 
     async def connections(self) -> tuple[Connections, ...]:
         return ()
+
+    def attempts(self) -> Mapping[Service, Attempts]:
+        return {}
 
     async def changes(self) -> AsyncIterator[None]:
         return

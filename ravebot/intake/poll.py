@@ -86,8 +86,10 @@ class Poller:
         clock: Clock,
         on_result: Callable[[bool], None],
         is_heard: Callable[[str], bool] = lambda _path: False,
+        on_missed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`is_heard`: whether a project's webhook is known to be right."""
+        """`is_heard`: whether a project's webhook is known to be right; `on_missed` is called after something was found
+        that a webhook should have told."""
         self._config = config
         self._database = database
         self._gitlab = gitlab
@@ -95,6 +97,7 @@ class Poller:
         self._clock = clock
         self._on_result = on_result
         self._is_heard = is_heard
+        self._on_missed = on_missed
         self._turn = 0  # of those that are asked for in turn
         self.looked_at: datetime | None = None
         """When the last poll ended, successful or not."""
@@ -369,14 +372,17 @@ class Poller:
         return is_due(since, _THROTTLED, began)
 
     async def _told(self, mr: MergeRequest) -> None:
-        def write(tx: Transaction) -> str:
+        def write(tx: Transaction) -> bool:
             may_start = _first_look(tx, ProjectId(mr.ref.project_id)) is not None
-            return self._intents.merge_request_reported(tx, mr, RAVEBOT, may_start=may_start)
+            is_new = merge_requests.get(tx, mr.ref) is None
+            self._intents.merge_request_reported(tx, mr, RAVEBOT, may_start=may_start)
+            return may_start and is_new
 
         known = await self._database.read(lambda tx: _first_look(tx, ProjectId(mr.ref.project_id)))
         if known and self._config.serves(mr.project_path):  # it may have been moved since
             await ProjectFiles(self._database, self._gitlab).know(mr)
-        await self._database.write(write)
+        if await self._database.write(write):
+            self._on_missed()
 
     async def _comments(self, mr: MergeRequest) -> str:
         """Store what new comments ask of us; returns why comments can't be read, or an empty text."""
@@ -387,8 +393,10 @@ class Poller:
             except (NotFound, Forbidden) as error:
                 log.warning("comments can't be read", mr=mr.full_ref, error=str(error))
                 return str(error)
-            if comments:
-                await self._database.write(partial(_keep, mr=mr, comments=comments))
+            if not comments:
+                return ""
+            if await self._database.write(partial(_keep, mr=mr, comments=comments)):
+                self._on_missed()
             if len(comments) < MOST_NOTES:
                 return ""
             seen = comments[-1].note_id
@@ -402,19 +410,24 @@ def _passed_over(ref: MergeRequestRef, error: Unavailable, in_a_row: int) -> Una
     return error
 
 
-def _keep(tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> None:
+def _keep(tx: Transaction, mr: MergeRequest, comments: list[CommentPosted]) -> bool:
     """Store what these notes ask of us, except those from before our first poll or the last restore, which may have
-    been carried out, and old ones: the keys by which a webhook's delivery is recognised are deleted after a while."""
+    been carried out, and old ones: the keys by which a webhook's delivery is recognised are deleted after a while.
+
+    Returns whether there is something that was not stored before.
+    """
     first = _first_look(tx, ProjectId(mr.ref.project_id))
     moments = (first and first.replace(microsecond=0), tx.now - MAX_COMMAND_AGE, restored.since(tx))
     since = max(moment for moment in moments if moment) if first else None
+    added = False
     for comment in comments:
         recent = since is not None and comment.created_at is not None and comment.created_at >= since
         if recent and for_us(comment.text):
             kind, body = kept(comment)
             key, lane = note_key(comment.note_id), NoteLane(mr.ref).text
-            inbox.add(tx, source="gitlab", key=key, lane=lane, kind=kind, body=body)
+            added |= inbox.add(tx, source="gitlab", key=key, lane=lane, kind=kind, body=body)
     merge_requests.set_last_comment(tx, mr.ref, comments[-1].note_id)
+    return added
 
 
 _TOKEN_REFUSED = "gitlab_token_refused"  # noqa: S105 - a fact that is kept

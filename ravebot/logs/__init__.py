@@ -3,16 +3,16 @@
 from ravebot.logs.journal import JournalHandler, is_journal
 from ravebot.logs.redaction import Redaction, hidden, hide
 from ravebot.logs.setup import QUIET, set_up
-from ravebot.logs.writer import LogWriter, descriptor_of
+from ravebot.logs.writer import LogWriter, sink_of
 
 __all__ = [
     "QUIET",
     "JournalHandler",
     "LogWriter",
     "Redaction",
-    "descriptor_of",
     "hidden",
     "hide",
     "is_journal",
     "set_up",
+    "sink_of",
 ]

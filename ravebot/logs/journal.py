@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ravebot.logs.rendering import MULTILINE, shown
+from ravebot.logs.writer import Sink
 
 JOURNAL = Path("/run/systemd/journal/socket")
 """Where journald takes entries with fields."""
@@ -41,7 +42,7 @@ def is_journal(stream: TextIO) -> bool:
 class JournalHandler(logging.Handler):
     """Sends entries, which it gets as JSON, with fields to the journal. What that does not take, `otherwise` gets."""
 
-    def __init__(self, path: Path, instance: str, otherwise: logging.Handler) -> None:
+    def __init__(self, path: Path, instance: str, otherwise: Sink) -> None:
         super().__init__()
         self._path = os.fspath(path)
         self._instance = instance
@@ -50,10 +51,22 @@ class JournalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            # Addressed each time: journald may be restarted.
-            self._socket.sendto(_packed(_fields(json.loads(record.getMessage()), self._instance)), self._path)
+            self._send(record)
         except Exception:  # noqa: BLE001 - whatever is wrong, the entry is not lost
             self._otherwise.emit(record)
+
+    def emit_at_once(self, record: logging.LogRecord) -> bool:
+        try:
+            self._send(record, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except Exception:  # noqa: BLE001 - as above
+            return self._otherwise.emit_at_once(record)
+        return True
+
+    def _send(self, record: logging.LogRecord, flags: int = 0) -> None:
+        entry = _packed(_fields(json.loads(record.getMessage()), self._instance))
+        self._socket.sendto(entry, flags, self._path)  # addressed each time: journald may be restarted
 
     def close(self) -> None:
         self._socket.close()

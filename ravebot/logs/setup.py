@@ -13,7 +13,7 @@ from structlog.typing import Processor
 from ravebot.logs.journal import JOURNAL, JournalHandler, is_journal
 from ravebot.logs.redaction import redaction
 from ravebot.logs.rendering import as_json, drop_record, facts_first, printable
-from ravebot.logs.writer import LogWriter, descriptor_of
+from ravebot.logs.writer import LogWriter, sink_of
 
 QUIET = ("nio", "aiohttp", "asyncio", "urllib3", "gitlab", "httpcore", "asyncssh", "peewee", "uvicorn", "mcp")
 """Libraries whose messages below warnings are of no use to operators."""
@@ -42,10 +42,8 @@ def set_up(level: str, secrets: Iterable[str] = (), stream: TextIO | None = None
         if pretty
         else [facts_first, structlog.processors.JSONRenderer(as_json)]
     )
-    goes: logging.Handler = logging.StreamHandler(descriptor_of(stream))
-    if is_journal(stream):
-        goes = JournalHandler(JOURNAL, instance, goes)
-    handler = LogWriter(goes)
+    goes = sink_of(stream)
+    handler = LogWriter(JournalHandler(JOURNAL, instance, goes) if is_journal(stream) else goes)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared, processors=[drop_record, redaction, *renderer], use_get_message=True

@@ -1,26 +1,40 @@
-"""Writes entries in a thread of its own, so that a full pipe or a journald that hangs does not hold up ravebot's work.
+"""Writes entries so that a full pipe or a journald that hangs does not hold up ravebot's work.
 
-Usually an entry is written when the call that logs it returns, so that no crash takes it back. A call waits for that a
-moment only; then entries are held in memory, up to a bound, and how many were dropped beyond it is told afterwards.
+Usually an entry is written when the call that logs it returns, so that no crash takes it back. Where that would have to
+wait, a thread writes it. The call waits for that a moment only; then entries are held in memory, up to a bound, and how
+many were dropped beyond it is told afterwards.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import select
 from collections import deque
 from threading import Condition, Thread, current_thread
-from typing import TextIO
+from typing import Protocol, TextIO
 
 _MOST_HELD = 4_000_000  # characters
 
 
+class Sink(Protocol):
+    """What writes records that have the text only."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write it, however long that takes."""
+
+    def emit_at_once(self, record: logging.LogRecord) -> bool:
+        """Write it if that can't take long; returns whether it was written."""
+
+    def close(self) -> None: ...
+
+
 class LogWriter(logging.Handler):
-    """Formats at once, where the facts are as they were told; `writes` then gets records that have the text only."""
+    """Formats where the facts are as they were told, and has `writes` write the text."""
 
     def __init__(
         self,
-        writes: logging.Handler,
+        writes: Sink,
         *,
         patience_seconds: float = 0.1,
         closing_seconds: float = 1.0,
@@ -49,6 +63,8 @@ class LogWriter(logging.Handler):
         with self._changed:
             if self._is_closing and not self._held:
                 self.writes.emit(written)  # no lock: the end of this process would wait for it
+                return
+            if not self._held and self.writes.emit_at_once(written):
                 return
             # Once some were dropped, more are until there is room for many: they are told of together.
             if self._characters > (self._most_held / 2 if self._dropped else self._most_held):
@@ -108,24 +124,49 @@ class LogWriter(logging.Handler):
                     self._changed.notify_all()
 
 
-class Descriptor:
-    """A stream's file descriptor, without the stream's lock, for which the end of this process would wait."""
+class MemorySink(logging.StreamHandler[TextIO]):
+    """Writes lines to a stream that never has to wait."""
+
+    def emit_at_once(self, record: logging.LogRecord) -> bool:
+        self.emit(record)
+        return True
+
+
+class DescriptorSink(logging.Handler):
+    """Writes lines to a file descriptor, without the lock of a stream, for which the end of this process would wait."""
 
     def __init__(self, number: int) -> None:
+        super().__init__()
         self._number = number
+        self._room = select.poll()
+        self._room.register(number, select.POLLOUT)
 
-    def write(self, text: str) -> None:
-        data = text.encode(errors="backslashreplace")
-        while data:
-            data = data[os.write(self._number, data) :]
+    def emit(self, record: logging.LogRecord) -> None:
+        data = _line(record)
+        try:
+            while data:
+                data = data[os.write(self._number, data) :]
+        except OSError:
+            self.handleError(record)
+
+    def emit_at_once(self, record: logging.LogRecord) -> bool:
+        """A pipe that has room takes that much at once: pipe(7)."""
+        if len(_line(record)) > select.PIPE_BUF or not self._room.poll(0):
+            return False
+        self.emit(record)
+        return True
 
 
-def descriptor_of(stream: TextIO) -> TextIO | Descriptor:
-    """The stream's descriptor, or the stream if it has none."""
+def sink_of(stream: TextIO) -> MemorySink | DescriptorSink:
+    """What writes to the stream."""
     try:
-        return Descriptor(stream.fileno())
+        return DescriptorSink(stream.fileno())
     except (OSError, ValueError):  # io.UnsupportedOperation is both
-        return stream
+        return MemorySink(stream)
+
+
+def _line(record: logging.LogRecord) -> bytes:
+    return f"{record.getMessage()}\n".encode(errors="backslashreplace")
 
 
 def _record(name: str, level: int, text: str, **facts: object) -> logging.LogRecord:

@@ -178,8 +178,8 @@ class UsageBy(StrEnum):
 
 @dataclass(frozen=True)
 class UsageQuery:
-    """Which use is asked for: of sandboxes and turns that ended from `since` until before `until`, and without `until`
-    of those that have not ended."""
+    """Which use is asked for: of sandboxes and turns that ended from `since` until before `until`, and of those that
+    have not ended if now lies within."""
 
     by: tuple[UsageBy, ...] = (UsageBy.PROJECT,)
     since: datetime | None = None

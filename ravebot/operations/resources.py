@@ -18,6 +18,8 @@ MOST_MEMORY_BYTES = _GIB
 _MOST_OF_FILES = 0.8
 MOST_BEYOND_BYTES = _GIB
 """By which QEMU's memory may exceed what it gives to its guest."""
+MOST_MACHINE_FILES = 1000
+"""That QEMU may have open for one machine; it usually has 30 to 60."""
 BUSY_FOR = timedelta(minutes=30)
 
 
@@ -45,19 +47,12 @@ def troubles(own: OwnProcess, running: Iterable[RunningMachine]) -> list[str]:
         found.append(f"ravebot has {own.files} of {own.most_files} files open: restart it when it suits")
     for one in running:
         name = f"{one.project}!{one.iid}"
-        if busy := _spins(one):
-            used_for = f"has used all its processors for {in_words(busy)} while nobody was connected"
+        if one.spun_for >= BUSY_FOR:
+            used_for = f"has used all its processors for {in_words(one.spun_for)} while nobody was connected"
             found.append(f"{name} {used_for}: ask its people, or stop it")
         if one.memory_used_bytes > one.memory_bytes + MOST_BEYOND_BYTES:
             used, given = in_bytes(one.memory_used_bytes), in_bytes(one.memory_bytes)
             found.append(f"QEMU uses {used} for {name}, whose machine has {given}: rebuild it")
+        if one.open_files > MOST_MACHINE_FILES:
+            found.append(f"QEMU has {one.open_files} files open for {name}: rebuild it")
     return found
-
-
-def _spins(one: RunningMachine) -> timedelta | None:
-    """How long it has used all its processors with nobody connected, if that is too long: people's work is theirs."""
-    if one.busy_since is None or one.measured_at is None:
-        return None
-    since = max(one.busy_since, one.visited_at) if one.visited_at else one.busy_since
-    busy = one.measured_at - since
-    return busy if busy >= BUSY_FOR else None

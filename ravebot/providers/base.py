@@ -99,6 +99,7 @@ class Usage:
     disk_bytes: int  # actually allocated
     received_bytes: int = 0  # by the guest from its network; 0 without one
     sent_bytes: int = 0
+    open_files: int = 0  # descriptors of the machine's own process; 0: not known
 
 
 @dataclass(frozen=True)

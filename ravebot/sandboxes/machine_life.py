@@ -239,6 +239,7 @@ def used(tx: Transaction, machine: Machine, usage: Usage) -> Growth:
         memory_used_bytes=usage.memory_peak_bytes,
         memory_peak_bytes=max(machine.memory_peak_bytes, usage.memory_peak_bytes),
         disk_used_bytes=usage.disk_bytes,
+        open_files=usage.open_files,
         disk_peak_bytes=max(machine.disk_peak_bytes, usage.disk_bytes),
     )
     machines.save(tx, _measured(seen, tx.now))

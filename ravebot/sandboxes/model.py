@@ -181,6 +181,7 @@ class Machine:
     sent_before_restart: int = 0
     memory_used_bytes: int = 0  # at the last look, as the next
     disk_used_bytes: int = 0
+    open_files: int = 0  # descriptors of its QEMU; 0: not known
     measured_at: datetime | None = None  # when its CPU time was compared last; it was `measured_cpu_seconds` then
     measured_cpu_seconds: float = 0.0
     busy_since: datetime | None = None  # since when it uses all its processors

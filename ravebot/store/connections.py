@@ -80,8 +80,10 @@ def page(tx: Transaction, after: VisitKey | None, which: Which, most: int) -> tu
     )  # fmt: skip
 
 
-def visitors(tx: Transaction, sandbox_id: SandboxId, service: str) -> int:
-    """How many sources ever connected to that service of a sandbox."""
-    row = tx.one("SELECT COUNT(*) AS n FROM connections WHERE sandbox_id = ? AND service = ?", (sandbox_id, service))
-    assert row
-    return int(row["n"])
+def visited_since(tx: Transaction, sandbox_id: SandboxId, service: str, moment: datetime) -> bool:
+    """Whether anybody was connected to that service of a sandbox then or later."""
+    row = tx.one(
+        "SELECT 1 FROM connections WHERE sandbox_id = ? AND service = ? AND last_at >= ? LIMIT 1",
+        (sandbox_id, service, to_us(moment)),
+    )
+    return row is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ravebot.clock import from_us
 from ravebot.store.database import Transaction
@@ -23,6 +23,7 @@ class RunningMachine:
     cpu_seconds: float
     memory_used_bytes: int
     disk_used_bytes: int
+    open_files: int  # descriptors of its QEMU; 0: not known
     received_bytes: int
     sent_bytes: int
     ready_at: datetime | None
@@ -30,6 +31,14 @@ class RunningMachine:
     measured_at: datetime | None
     busy_since: datetime | None  # since when it uses all its processors, as measured then
     visited_at: datetime | None  # when the last packet of anybody's connection to it was seen
+
+    @property
+    def spun_for(self) -> timedelta:
+        """How long it has used all its processors with nobody connected: what people do there is theirs."""
+        if self.busy_since is None or self.measured_at is None:
+            return timedelta()
+        since = max(self.busy_since, self.visited_at) if self.visited_at else self.busy_since
+        return max(timedelta(), self.measured_at - since)
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,10 @@ class UsageSpan:
     until: datetime | None = None
 
     def bounds(self, tx: Transaction) -> tuple[int, int, bool]:
-        """As `_ENDED` takes them; the last says whether it reaches beyond now."""
+        """As `_ENDED` takes them; the last says whether now lies within."""
         since = to_us(self.since) if self.since else -_EVER_US
         until = to_us(self.until) if self.until else _EVER_US
-        return since, until, until > tx.now_us
+        return since, until, since <= tx.now_us < until
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def of_sandbox(tx: Transaction, sandbox_id: SandboxId) -> SandboxUse:
 
 
 def of_sandboxes(tx: Transaction, span: UsageSpan) -> tuple[SandboxUse, ...]:
-    """Those that ended in that time, and those that have not ended if it reaches beyond now."""
+    """Those that ended in that time, and those that have not ended if now lies within."""
     rows = tx.all(f"{_USES} WHERE {_ENDED.format('s')} GROUP BY s.id", (tx.now_us, *span.bounds(tx)))
     projects, people = _newest(tx, "project_id", "project_path"), _newest(tx, "author_id", "author_username")
     return tuple(
@@ -129,7 +129,7 @@ def _newest(tx: Transaction, number: str, name: str) -> dict[int, str]:
 
 
 def of_turns(tx: Transaction, span: UsageSpan) -> tuple[TurnUse, ...]:
-    """Agents' turns that ended in that time, and those that have not ended if it reaches beyond now."""
+    """Agents' turns that ended in that time, and those that have not ended if now lies within."""
     rows = tx.all(f"{_TURNS} WHERE {_ENDED.format('t')}", (tx.now_us, *span.bounds(tx)))
     return tuple(load(TurnUse, row) for row in rows)
 

@@ -123,7 +123,7 @@ async def watchroom(
         rooms = RoomDirectory(client, config.rooms, world.clock, config.operations_room)
         line = LosesAnswers(client)
         sender = MatrixSender(config, world.database, world.views, line, rooms)
-        refusals = Refusals(world.clock, "alerts of Alertmanager")
+        refusals = Refusals(world.clock, "requests to /webhooks/alertmanager")
         made = Watchroom(world, sender, line, alice, room, refusals)
         intake = AlertIntake(world.database, OPS)
 
@@ -238,10 +238,10 @@ async def test_only_who_has_the_token_is_heard(watchroom: Watchroom) -> None:
     assert [await watchroom.post(a_delivery(an_alert()), token) for token in (None, "", "wrong", f"{TOKEN}x")] == [
         401
     ] * 4
-    assert watchroom.refusals.problem.startswith("alerts of Alertmanager are refused (3 since")
+    assert watchroom.refusals.said.startswith("requests to /webhooks/alertmanager are refused (3 since")
     assert await watchroom.world.outbox() == []
     assert await watchroom.post(a_delivery()) == 200
-    assert watchroom.refusals.problem == ""
+    assert watchroom.refusals.said == ""
 
 
 async def test_what_is_no_delivery_is_refused_and_what_is_no_alert_is_left_out(watchroom: Watchroom) -> None:
@@ -324,6 +324,21 @@ async def test_the_event_logs_hash_is_told_once_a_week(watchroom: Watchroom) -> 
     assert "after the week 2025-W52: the event log has 1 event, with the hash" in first.body
     assert f"2026-W01: the event log has 2 events, the newest with the hash `{newest}`" in second.body
     assert first.kind == second.kind == "m.notice"
+
+
+async def test_a_clock_that_was_decades_ahead_at_the_first_telling_silences_none_of_the_next(
+    watchroom: Watchroom,
+) -> None:
+    world, head = watchroom.world, WeeklyNews("log head", OPS, render_head)
+    await world.write(lambda tx: events.append(tx, EventKind.SANDBOX_READY, RAVEBOT))
+    world.pass_by(days=365 * 73)
+    await Weekly(world.database, ()).look(head)
+    world.pass_by(days=-365 * 73)
+    for _ in range(15):
+        await Weekly(world.database, ()).look(head)  # a bot that is restarted twice a day
+        world.pass_by(hours=12)
+    weeks = [one.body.split(":")[0].removeprefix("For the record, after the week ") for one in await watchroom.heard()]
+    assert weeks == ["2098-W49", "2026-W01"]
 
 
 async def test_a_storm_of_alerts_holds_up_no_other_message_to_the_room(watchroom: Watchroom) -> None:

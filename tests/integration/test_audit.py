@@ -259,6 +259,17 @@ async def test_an_export_replaces_no_file(here: Installation) -> None:
     code, _, errors = await here.run("audit", "--export", str(file))
     assert (code, file.read_text()) == (1, "older")
     assert "choose another name" in errors
+    code, _, errors = await here.run("audit", "--export", "/proc/log.jsonl")
+    assert (code, errors.partition(" (")[0]) == (1, "ravebot: /proc/log.jsonl can't be written")
+
+
+async def test_who_sees_only_the_last_events_is_told_so(here: Installation) -> None:
+    async with Database(database_path(here.state), ManualClock()) as database:
+        await database.write(lambda tx: [events.append(tx, K.ACCESS_FIRST, RAVEBOT) for _ in range(93)])
+    code, output, errors = await here.run("audit")
+    assert (code, len(output.splitlines())) == (0, 101)
+    assert "These are the last 100; --limit shows more" in errors
+    assert "These are" not in (await here.run("audit", "--limit", "99"))[2]
 
 
 async def test_an_interrupted_export_leaves_nothing(here: Installation) -> None:

@@ -178,7 +178,7 @@ async def test_the_running_bots_answers_are_printed_for_pipes(here: Installation
         code, _, errors = await here.run("stop", "group/app!1")
         assert (code, errors) == (1, "ravebot: there is no sandbox of group/app!1\n")
         code, output, _ = await here.run("usage", "--since", "7d")
-        assert output.splitlines()[1] == "group/app\t3\t5.0\t1.25\t20.0\t300 s\t4.0 KiB\t3.0 GiB\t2.0 KiB\t1.0 KiB\t70"
+        assert output.splitlines()[1] == "group/app\t3\t5.0\t1.25\t20.0\t5 min\t4.0 KiB\t3.0 GiB\t2.0 KiB\t1.0 KiB\t70"
         code, output, _ = await here.run("usage", "--by", "project", "--json")
         assert (json.loads(output)[0]["project"], json.loads(output)[0]["cpu_hours"]) == ("group/app", 1.25)
         code, output, _ = await here.run("usage", "--by", "agent", "--by", "week", "--csv")

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from structlog.testing import capture_logs
 
-from ravebot.access.rules import Rules
+from ravebot.access.rules import Attempts, Rules, Service
 from tests.support.firewall import firewall_of, rules_of
 from tests.support.netns import Router
 
@@ -56,7 +56,40 @@ async def test_a_client_outside_allow_from_is_refused_and_one_inside_is_not(rout
     await firewall.ensure(rules_of((guest, 2200, 3000)))
     assert await router.friend.aconnect(router.host_address, 2200) == f"ssh {router.friend_address}"
     assert await router.client.aconnect(router.host_address, 2200) is None
+    assert await router.client.aconnect(router.host_address, 3000) is None
     assert [visit.source for visit in await firewall.connections()] == [router.friend_address]
+    tried = firewall.attempts()
+    assert tried[Service.SSH].passed == 1
+    assert tried[Service.SSH].refused >= 1  # and its client's retries
+    assert tried[Service.WEB].passed == 0
+    assert tried[Service.WEB].refused >= 1
+    await firewall.connections()
+    assert firewall.attempts() == {service: Attempts() for service in Service}
+
+
+async def test_attempts_are_counted_whether_or_not_they_are_answered_and_once_over_restarts_and_flushes(
+    router: Router,
+) -> None:
+    guest = router.guest(2)
+    guest.namespace.serve(22, "ssh")
+    rules = rules_of((guest, 2200, 3000))
+    firewall = firewall_of(router)
+    await firewall.open()
+    await firewall.ensure(rules)
+    for port in (2200, 2200, 3000):  # nothing listens at the last
+        await router.client.aconnect(router.host_address, port)
+    assert sum(visit.connections for visit in await firewall.connections()) == 2
+    assert firewall.attempts() == {Service.SSH: Attempts(passed=2), Service.WEB: Attempts(passed=1)}
+    restarted = firewall_of(router)
+    await restarted.open()
+    await router.client.aconnect(router.host_address, 2200)
+    await restarted.ensure(rules)
+    assert restarted.attempts()[Service.SSH] == Attempts(passed=1)
+    router.host.nft("flush ruleset")
+    await restarted.ensure(rules)
+    await router.client.aconnect(router.host_address, 2200)
+    await restarted.connections()
+    assert restarted.attempts()[Service.SSH] == Attempts(passed=1)
 
 
 async def test_traffic_routed_through_the_host_to_such_a_port_elsewhere_is_left_alone(router: Router) -> None:

@@ -92,15 +92,15 @@ async def test_a_wrong_secret_is_remembered_until_a_webhook_with_the_right_one_c
     hook = gitlab.add_hook(project, receiver.url, secret_token="another secret")
     gitlab.open_merge_request(project, alice, "Add login", "login")
     await gitlab.settle()
-    assert receiver.refusals.problem.startswith("webhooks are refused (1 since")
-    assert "set the same" in receiver.refusals.problem
+    assert receiver.refusals.said.startswith("webhooks are refused (1 since")
+    assert "set the same" in receiver.refusals.said
     hook.secret_token = "a plain secret"
     gitlab.open_merge_request(project, alice, "Add logout", "logout")
     await gitlab.settle()
-    assert receiver.refusals.problem == ""
+    assert receiver.refusals.said == ""
     async with aiohttp.ClientSession() as session, session.post(receiver.url, data=b"<?php") as answer:
         assert answer.status == 401
-    assert receiver.refusals.problem == "", "that does not even say that it is GitLab's"
+    assert receiver.refusals.said == "", "that does not even say that it is GitLab's"
 
 
 @pytest.mark.parametrize("secret", [{"secret_token": "a plain secret"}, {"signing_token": SIGNING_TOKEN}])

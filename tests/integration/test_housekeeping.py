@@ -21,7 +21,7 @@ from ravebot.errors import Unavailable
 from ravebot.operations.housekeeping import Housekeeping
 from ravebot.operations.measuring import Measuring
 from ravebot.sandboxes.model import RAVEBOT, Stage, StageResult
-from ravebot.store import agent_texts, api_tokens, conversations, inbox, outbox, sandboxes
+from ravebot.store import agent_texts, agent_work, api_tokens, conversations, inbox, outbox, sandboxes
 from ravebot.store.api_tokens import ApiToken, KeptAnswer, TokenId
 from ravebot.store.database import Transaction
 from ravebot.store.targets import TARGETS
@@ -274,11 +274,38 @@ async def test_what_agents_have_to_do_and_what_they_gave_up_is_counted(tmp_path:
             await world.ended(turn_id, "", TurnState.FAILED)
         await world.yard.write(lambda tx: world.desk.resend(tx, again, ALICE))
         await world.given(runs)
+        await world.taken("to be given", thread="$other")
         world.yard.pass_by(minutes=5)
         counted = world.yard.metrics.registry.get_sample_value
         async with at_work(measuring(world.yard).run()), asyncio.timeout(5):
             while not counted("ravebot_agent_waiting_seconds"):
                 await asyncio.sleep(0.01)
         states = ("accepted", "queued", "delivered", "failed", "dead")
-        assert [counted("ravebot_agent_turns", {"state": state}) for state in states] == [0, 1, 1, 1, 0]
+        assert [counted("ravebot_agent_turns", {"state": state}) for state in states] == [0, 2, 1, 1, 0]
         assert counted("ravebot_agent_waiting_seconds") == 300
+
+
+@pytest.mark.parametrize(
+    "held", ["paused agent", "paused conversation", "earlier message", "sandbox", "yes", "nothing"]
+)
+async def test_a_message_counts_as_late_only_if_ravebot_itself_holds_it_back(tmp_path: Path, held: str) -> None:
+    async with an_agent_yard(tmp_path / "state") as world:
+        if held == "sandbox":
+            await world.yard.told(MR)
+        elif held == "yes":
+            await world.yard.told(MR, may_start=False)
+        else:
+            await world.ready()
+        first = await world.taken("one")
+        if held == "paused agent":
+            await world.yard.write(lambda tx: conversations.pause_agent(tx, "coder", "ops"))
+        elif held == "paused conversation":
+            turn = await world.turn(first)
+            await world.yard.write(lambda tx: conversations.pause(tx, turn.conversation_id, "paused"))
+        elif held == "earlier message":
+            await world.taken("two")
+            await world.given(first)
+        else:
+            await world.promote()
+        waiting = await world.yard.read(agent_work.undelivered_since)
+        assert waiting == (world.yard.clock.now() if held == "nothing" else None)

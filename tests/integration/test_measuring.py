@@ -8,18 +8,20 @@ from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ravebot.access.rules import Connections
+from ravebot.access.rules import Attempts, Connections, Service
 from ravebot.errors import Unavailable
 from ravebot.operations.measuring import Measuring
 from ravebot.providers.base import Usage
 from ravebot.store import figures, inbox
 from ravebot.store.targets import TARGETS
+from tests.support.agent_yard import an_agent, an_agent_yard
 from tests.support.prometheus import program
 from tests.support.records import a_merge_request
 from tests.support.yard import Yard, a_yard
@@ -126,12 +128,35 @@ async def test_the_first_connection_to_a_service_is_timed_and_all_are_counted(ya
     for source, dropped in (("192.0.2.1", 0), ("192.0.2.2", 3)):
         seen = Connections(source, sandbox.ssh_port, 4, dropped, 99, yard.clock.now(), yard.clock.now())
         yard.fence.counted = (seen,)
+        yard.fence.tried = {Service.SSH: Attempts(passed=5, refused=2)}
         await yard.core.guard.audit()
     found = shown(yard)
+    assert found["ravebot_connection_attempts_total", "ssh"] == 10
+    assert found["ravebot_connections_refused_total", "ssh"] == 4
+    assert found["ravebot_connections_refused_total", "web"] == 0
     assert found["ravebot_connections_total", "ssh"] == 8
     assert found["ravebot_connections_dropped_total", "ssh"] == 3
     assert found["ravebot_first_access_seconds_count", "ssh"] == 1
     assert 120 <= found["ravebot_first_access_seconds_sum", "ssh"] < 125
+
+
+async def test_who_connected_before_a_sandbox_was_ready_does_not_spoil_when_it_was_used_first(yard: Yard) -> None:
+    await yard.make_ready(MR)
+    sandbox = await yard.latest(MR)
+    assert sandbox.ready_at
+    assert sandbox.ssh_port
+    scan = sandbox.ready_at - timedelta(seconds=3)
+    yard.fence.counted = (Connections("192.0.2.9", sandbox.ssh_port, 1, 0, 60, scan, scan),)
+    await yard.core.guard.audit()
+    assert shown(yard)["ravebot_first_access_seconds_count", "ssh"] == 0
+    for source in ("192.0.2.9", "192.0.2.1"):
+        yard.pass_by(minutes=5)
+        now = yard.clock.now()
+        yard.fence.counted = (Connections(source, sandbox.ssh_port, 1, 0, 99, now, now),)
+        await yard.core.guard.audit()
+    found = shown(yard)
+    assert found["ravebot_first_access_seconds_count", "ssh"] == 1
+    assert 300 <= found["ravebot_first_access_seconds_sum", "ssh"] < 305
 
 
 async def test_a_guest_that_uses_all_its_processors_is_busy_since_then_and_one_that_pauses_is_not(yard: Yard) -> None:
@@ -175,3 +200,15 @@ async def test_a_scrape_asks_nobody(tmp_path: Path) -> None:
     asked = len(yard.provider.calls)
     assert b"ravebot_machine_vcpus{" in yard.metrics.exposition()
     assert len(yard.provider.calls) == asked
+
+
+async def test_how_long_an_agent_worked_today_and_its_part_of_the_budget_are_measured(tmp_path: Path) -> None:
+    async with an_agent_yard(tmp_path / "state", an_agent(limits={"messages_per_day": 4})) as world:
+        await world.ready()
+        await world.given(await world.taken())
+        world.yard.pass_by(seconds=90)
+        measure = replace(measuring(world.yard), config=world.config)
+        async with at_work(measure.run()), asyncio.timeout(5):
+            while (found := shown(world.yard)).get(("ravebot_agent_worked_today_seconds", "coder")) != 90:
+                await asyncio.sleep(0.01)
+        assert found["ravebot_agent_budget_used_ratio", "coder", "messages"] == 0.25

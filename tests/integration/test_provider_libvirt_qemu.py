@@ -111,6 +111,7 @@ class TestAGuestThatBehaves(GuestContract):
         after = await bench.provider.usage(spec.name)
         assert len(many) < after.received_bytes - before.received_bytes < 2 * len(many)
         assert 0 < after.sent_bytes - before.sent_bytes < len(many) / 2
+        assert 10 < after.open_files < 200
 
     async def test_keys_for_a_user_that_is_not_there_are_the_guests_error(
         self, guest: tuple[LibvirtBench, MachineSpec]

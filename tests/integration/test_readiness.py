@@ -143,10 +143,13 @@ async def a_ward(
             project = server.add_project("group/app", public=True)
             server.set_role(project, bot, DEVELOPER)
             gitlab = GitLab(server.url, server.token_for(bot), yard.clock, 2)
-            poller = Poller(yard.config, yard.database, gitlab, yard.intents, yard.clock, lambda _ok: None)
+            poller = Poller(
+                yard.config, yard.database, gitlab, yard.intents, yard.clock, lambda _ok: None,
+                on_missed=lambda: made.webhooks.missed(),
+            )  # fmt: skip
             client = MatrixClient(yard.config.matrix, "password", folder, timeout_seconds=5)
             try:
-                yield Ward(
+                made = Ward(
                     yard,
                     server,
                     far_server,
@@ -157,8 +160,9 @@ async def a_ward(
                     project,
                     FarEnd(),
                     Refusals(yard.clock),
-                    Refusals(yard.clock, "alerts of Alertmanager"),
+                    Refusals(yard.clock, "requests to /webhooks/alertmanager"),
                 )
+                yield made
             finally:
                 server.restore()
                 far_server.over.set()
@@ -298,10 +302,26 @@ async def test_gitlab_comments_that_can_not_be_read_are_that_projects_trouble_an
     assert (await ward.check("gitlab")).state is State.OK
 
 
-async def test_gitlab_degraded_while_every_webhook_is_refused_for_its_secret(ward: Ward) -> None:
+async def test_strangers_who_send_wrong_secrets_and_tokens_do_not_decide_whether_we_are_well(ward: Ward) -> None:
+    mr = ward.server.open_merge_request(ward.project, ward.server.add_user("alice"), "Add login", "login")
+    await ward.polled()
+    for refusals in (ward.webhooks, ward.alerts):
+        refusals.refused("it is wrong")
+    ward.server.comment(mr, ward.server.add_user("bob"), "nothing that concerns ravebot")
+    await ward.polled()
+    assert [(await ward.check(name)).state for name in ("gitlab", "alerts")] == [State.OK, State.OK]
+    assert "requests to /webhooks/alertmanager are refused (1 since" in (await ward.check("alerts")).detail
+
+
+async def test_gitlab_degraded_after_webhooks_were_refused_for_their_secret_and_a_poll_found_what_they_told(
+    ward: Ward,
+) -> None:
     await ward.polled()
     for _ in range(2):
         ward.webhooks.refused("the secret token is wrong")
+    assert (await ward.check("gitlab")).state is State.OK
+    mr = ward.server.open_merge_request(ward.project, ward.server.add_user("alice"), "Add login", "login")
+    await ward.polled()
     check = await ward.check("gitlab")
     assert check.state is State.DEGRADED
     assert check.detail.startswith("webhooks are refused (2 since 2026-01-01 12:00 UTC")
@@ -309,6 +329,10 @@ async def test_gitlab_degraded_while_every_webhook_is_refused_for_its_secret(war
     ward.webhooks.accepted()
     assert (await ward.check("gitlab")).state is State.OK
     ward.webhooks.refused("the secret token is wrong")
+    assert (await ward.check("gitlab")).state is State.OK
+    ward.server.comment(mr, ward.server.add_user("bob"), "/sandbox status")
+    await ward.polled()
+    assert (await ward.check("gitlab")).state is State.DEGRADED
     ward.yard.pass_by(minutes=61)
     await ward.polled()
     assert (await ward.check("gitlab")).state is State.OK

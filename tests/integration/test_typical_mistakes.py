@@ -240,6 +240,7 @@ async def invited_by_someone_else(bench: Bench) -> Seen:
 async def wrong_webhook_secret(bench: Bench) -> Seen:
     async with receiving(100_000) as receiver, a_ward(bench.folder / "ward") as ward:
         ward.webhooks = receiver.refusals
+        await ward.polled()
         ward.server.add_hook(ward.project, receiver.url, secret_token="mistyped")
         ward.server.open_merge_request(ward.project, ward.server.add_user("alice"), "Add login", "login")
         await ward.server.settle()

@@ -17,8 +17,8 @@ import pytest
 from ravebot.agents.model import AGENT, AgentDoor, TurnId, TurnState
 from ravebot.errors import Refused, StoreError
 from ravebot.operations.reports import AgentUsageLine, UsageBy, UsageLine, UsageLines, UsageQuery
+from ravebot.operations.spans import span
 from ravebot.operations.usage import report
-from ravebot.operations.usage.cli import moment
 from ravebot.operations.usage.show import as_csv, as_records
 from ravebot.operations.usage.weekly import render_usage
 from ravebot.operations.weekly import Week, Weekly, WeeklyNews
@@ -128,6 +128,7 @@ async def test_a_sandbox_counts_in_the_week_in_which_it_ended_and_that_week_chan
     assert (await the_only(yard, since=ended, until=ended + timedelta(seconds=1))).sandboxes == 1
     assert (await the_only(yard, since=ended + timedelta(seconds=1))).sandboxes == 1  # the other, which lives
     assert await used(yard, since=ended + timedelta(seconds=1), until=ended + timedelta(seconds=2)) == ()
+    assert await used(yard, since=yard.clock.now() + timedelta(days=1)) == ()
 
 
 async def test_a_person_is_the_author_and_groups_go_together(yard: Yard) -> None:
@@ -153,8 +154,8 @@ async def test_what_was_renamed_is_one_group_under_its_new_name(yard: Yard) -> N
 async def test_a_span_that_begins_in_another_time_zone_has_the_whole_of_its_first_day_in_utc(yard: Yard) -> None:
     user = ModelUser(SandboxId(1), TurnId(1), "coder", Actor("gitlab", "alice"), "2026-03-01")
     await yard.write(lambda tx: model_uses.settle(tx, model_uses.reserve(tx, user, "m", 1000), 400))
-    since = moment("2026-03-02T00:00+14:00", NOON)
-    [line] = await used(yard, UsageBy.AGENT, since=since, until=since + timedelta(days=2))
+    since, until = span("2026-03-02T00:00+14:00", "2026-03-04T00:00+14:00", NOON)
+    [line] = await used(yard, UsageBy.AGENT, since=since, until=until)
     assert line.model_tokens == 400
 
 
@@ -260,11 +261,11 @@ def test_csv_can_be_read_by_programs_and_no_name_is_a_formula_or_a_second_line()
         "cpu_hours": 0.0, "memory_gib_hours": 0.0, "memory_peak_bytes": 0, "disk_peak_bytes": 0, "received_bytes": 0,
         "sent_bytes": 0, "visitor_bytes": 0, "model_tokens": 0,
     }  # fmt: skip
-    names = ["group/app", '=HYPERLINK("http://x")', "a\nb,c", "@me"]
+    names = ["group/app", '=HYPERLINK("http://x")', "a\nb,c", "@me", " =1+1", "＝1+1"]
     by = (UsageBy.PERSON,)
     lines = tuple(UsageLine((name,), **figures) for name in names)
     rows = list(csv.DictReader(io.StringIO(as_csv(lines, by))))
-    assert [row["person"] for row in rows] == ["group/app", "'" + names[1], "a\\nb,c", "'@me"]
+    assert [row["person"] for row in rows] == ["group/app", "'" + names[1], "a\\nb,c", "'@me", "' =1+1", "'＝1+1"]
     assert rows[0]["hours"] == "1.2346"
     assert as_records(lines, by)[0]["person"] == "group/app"
     assert as_csv((), (UsageBy.AGENT, UsageBy.WEEK)) == "agent,week,turns,hours,model_tokens"

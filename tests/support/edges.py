@@ -7,7 +7,7 @@ import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
-from ravebot.access.rules import Connections, Repair, Rules
+from ravebot.access.rules import Attempts, Connections, Repair, Rules, Service
 from ravebot.errors import NotFound, RavebotError, Unavailable
 from ravebot.matrix.client import MatrixClient
 from ravebot.notify.delivery import Sent
@@ -30,6 +30,7 @@ class Fence:
         self.weakness = ""
         self._flushed = False
         self.counted: tuple[Connections, ...] = ()
+        self.tried: dict[Service, Attempts] = {}
 
     def flush(self) -> None:
         self.rules, self._flushed = Rules(), True
@@ -61,6 +62,10 @@ class Fence:
             raise Unavailable("nftables does not answer")
         counted, self.counted = self.counted, ()
         return counted
+
+    def attempts(self) -> Mapping[Service, Attempts]:
+        tried, self.tried = self.tried, {}
+        return tried
 
     async def changes(self) -> AsyncIterator[None]:
         return

@@ -18,7 +18,20 @@ from ravebot.errors import StoreError, Unavailable
 from ravebot.terminal import clean, output
 
 COMMANDS = (
-    *("init", "run", "check-config", "doctor", "list", "stop", "cleanup", "audit", "usage", "backup", "restore"),
+    *(
+        "init",
+        "run",
+        "check-config",
+        "doctor",
+        "list",
+        "stop",
+        "cleanup",
+        "audit",
+        "usage",
+        "logs",
+        "backup",
+        "restore",
+    ),
     *("uninstall", "demo", "image", "gitlab", "agent", "approvals", "project"),
 )
 
@@ -26,6 +39,21 @@ COMMANDS = (
 def invoke(*arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"})
     return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("command", ["usage", "audit"])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--since", "yesterday"), "Invalid value for --since: write how long ago, like 7d, or a date like 2026-01-31"),
+        (("--since", "7d", "--until", "2026-13-01"), "Invalid value for --until: write how long ago"),
+        (("--since", "1d", "--until", "2d"), "the time ends before it begins"),
+    ],
+)
+def test_a_time_that_is_wrong_is_told_with_its_option(command: str, words: tuple[str, ...], told: str) -> None:
+    code, text = invoke(command, *words)
+    assert code == 2
+    assert told in " ".join(text.replace("│", " ").split())
 
 
 def test_help_names_every_command_and_what_the_exit_codes_mean() -> None:

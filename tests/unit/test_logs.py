@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import struct
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -205,7 +206,7 @@ def journal(tmp_path: Path, stream: io.StringIO) -> Iterator[socket.socket]:
         listening.bind(str(tmp_path / "socket"))
         listening.settimeout(1)
         logs.set_up("info", [SECRET], stream)
-        handler = logs.LogWriter(logs.JournalHandler(tmp_path / "socket", "main", logging.StreamHandler(stream)))
+        handler = logs.LogWriter(logs.JournalHandler(tmp_path / "socket", "main", logs.sink_of(stream)))
         instead_of_usual(handler)
         yield listening
         handler.close()
@@ -301,12 +302,14 @@ def test_an_entry_is_written_when_the_call_returns_so_that_no_crash_takes_it_bac
 ) -> None:
     reading, full = pipe
     logs.set_up("info", stream=full)
-    instead_of_usual(logs.LogWriter(logging.StreamHandler(full), patience_seconds=30))
+    instead_of_usual(logs.LogWriter(logs.sink_of(full), patience_seconds=30))
+    threads = threading.active_count()
     os.set_blocking(reading, False)
     for number in range(50):
         structlog.get_logger("ravebot").info("told", number=number)
         [line] = told(reading, lambda text: text.endswith("\n"))
         assert line["number"] == number
+    assert threading.active_count() == threads, "an ordinary entry needs no other thread, for which it would wait"
 
 
 def test_a_full_pipe_holds_up_nobody_and_gets_every_entry_in_turn_when_it_is_read(
@@ -332,7 +335,7 @@ def test_the_end_of_the_process_does_not_wait_for_a_pipe_that_nobody_reads(
 ) -> None:
     reading, full = pipe
     logs.set_up("info", stream=full)
-    writes = logging.StreamHandler(logs.descriptor_of(full))
+    writes = logs.sink_of(full)
     writer = logs.LogWriter(writes, closing_seconds=0.1)
     instead_of_usual(writer)
     structlog.get_logger("ravebot").info("told", pad="x" * 200_000)
@@ -343,7 +346,7 @@ def test_the_end_of_the_process_does_not_wait_for_a_pipe_that_nobody_reads(
 def test_what_is_beyond_the_bound_is_dropped_and_counted(stream: io.StringIO, pipe: tuple[int, TextIO]) -> None:
     reading, full = pipe
     logs.set_up("info", stream=full)
-    writer = logs.LogWriter(logging.StreamHandler(full), most_held=100_000)
+    writer = logs.LogWriter(logs.sink_of(full), most_held=100_000)
     instead_of_usual(writer)
     for number in range(1000):
         structlog.get_logger("ravebot").info("told", number=number, pad="x" * 500)

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import structlog
 
+from ravebot.access.nftables.attempts import AttemptCounters
 from ravebot.access.nftables.conflicts import another_instance, conflicts
 from ravebot.access.nftables.counts import Count
 from ravebot.access.nftables.ingress import Ingress
@@ -34,7 +35,7 @@ from ravebot.access.nftables.snapshot import Form, Snapshot
 from ravebot.access.nftables.uplinks import uplinks
 from ravebot.access.nftables.visits import Visits
 from ravebot.access.nftables.watch import Monitor
-from ravebot.access.rules import GUEST_SSH_PORT, Connections, Guest, Repair, Rules
+from ravebot.access.rules import GUEST_SSH_PORT, Attempts, Connections, Guest, Repair, Rules, Service
 from ravebot.clock import Clock
 from ravebot.config.model import AccessConfig, BridgeConfig, SandboxConfig
 from ravebot.errors import Unavailable
@@ -94,6 +95,7 @@ class NftFirewall:
         self._lock = asyncio.Lock()
         self._forms: Mapping[str, Form] = {}  # as the kernel lists what we wrote; empty before `open`
         self._visits = Visits(self._ruleset.table)
+        self._attempts = AttemptCounters()
 
     async def open(self) -> None:
         """Write the static part and the routing rules; elements of an earlier run stay."""
@@ -142,6 +144,9 @@ class NftFirewall:
                     await self._tools.apply(marking)
                 _report(found)
             return self._visits.take_unread(now)
+
+    def attempts(self) -> Mapping[Service, Attempts]:
+        return self._attempts.take()
 
     @property
     def weakness(self) -> str:
@@ -205,6 +210,7 @@ class NftFirewall:
 
     async def _look(self, with_audit: bool = False) -> Snapshot:
         found = await self._reader.read(with_audit=with_audit)
+        self._attempts.update(found)
         if found.with_audit and "inet" in found.forms:
             self._visits.update(found, self._clock.now())
         return found

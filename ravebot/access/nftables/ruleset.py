@@ -55,6 +55,10 @@ AUDIT_SETS = ("seen", "traffic", "dropped", "told", "saved")
 """The sets of the access audit."""
 UNCOUNTED = {"seen": "uncounted_connections", "traffic": "uncounted_traffic", "dropped": "uncounted_drops"}
 """For each set that counts visitors, the counter of packets that arrived while it was full."""
+PASSED = {service: f"passed_{service}" for service in Service}
+REFUSED = {service: f"refused_{service}" for service in Service}
+"""For each service, the counters of first packets that were passed on, and of those from outside of allow_from."""
+COUNTERS = (*UNCOUNTED.values(), *PASSED.values(), *REFUSED.values())
 
 PRIVATE_RANGES = (
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
@@ -192,7 +196,7 @@ class Ruleset:
         for name in ("told", "saved"):
             yield {"add": {"set": {"family": "inet", "table": self.table, "name": name, "type": visitor}}}
 
-        for name in UNCOUNTED.values():
+        for name in COUNTERS:
             yield {"add": {"counter": {"family": "inet", "table": self.table, "name": name}}}
 
     def _chain(
@@ -316,11 +320,11 @@ class Ruleset:
 
     def _limits(self) -> Iterable[list[JsonObject]]:
         limits = self.sandbox.connections_per_minute
-        ssh, web = x.match(x.HOST_PORT, "@ssh_ports"), x.match(x.HOST_PORT, "@ssh_ports", "!=")
         few_open = x.within_count("visits", x.VISITOR, _VISITOR_CONNECTIONS)
-        for service, rate in ((ssh, limits.ssh), (web, limits.web)):
+        for service, rate in ((Service.SSH, limits.ssh), (Service.WEB, limits.web)):
             within_rate = x.within_rate("rates", x.VISITOR, rate, "minute", burst=rate)
-            yield [x.protocol("tcp"), service, within_rate, few_open, x.RETURN]
+            passed = x.counted_by(PASSED[service])
+            yield [x.protocol("tcp"), _leads_to(service), within_rate, few_open, passed, x.RETURN]
         yield [x.protocol("tcp"), x.counted_in("dropped"), x.DROP]
         yield [x.counted_by(UNCOUNTED["dropped"]), x.DROP]
 
@@ -355,7 +359,11 @@ class Ruleset:
         yield [x.direction("reply"), x.connection_state("established"), x.ACCEPT]
         if self.access.allow_from:
             allowed = [str(network) for network in ipaddress.collapse_addresses(self.access.allow_from)]
-            yield [x.match(x.payload("ip", "saddr"), x.networks(allowed), "!="), x.DROP]
+            outside = x.match(x.payload("ip", "saddr"), x.networks(allowed), "!=")
+            redirected = [*x.is_first(), x.connection_status("dnat"), x.protocol("tcp")]
+            for service, counter in REFUSED.items():
+                yield [outside, *redirected, _leads_to(service), x.counted_by(counter), x.DROP]
+            yield [outside, x.DROP]
         yield [x.goto("opened_port")]
 
     def _from_guest(self) -> Iterable[list[JsonObject]]:
@@ -398,6 +406,10 @@ class Ruleset:
         for allowed in self._allowed(single_hosts=True):
             yield [*allowed, x.goto("starting")]
         yield [x.DROP]
+
+
+def _leads_to(service: Service) -> JsonObject:
+    return x.match(x.HOST_PORT, "@ssh_ports", "==" if service is Service.SSH else "!=")
 
 
 def _looked_up(name: str) -> JsonObject:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from ravebot.access.nftables.counts import Count, Visitor
 from ravebot.access.nftables.nft import JsonObject, bodies
-from ravebot.access.nftables.ruleset import SETS, UNCOUNTED, Element, NamedSet
+from ravebot.access.nftables.ruleset import COUNTERS, SETS, UNCOUNTED, Element, NamedSet
 
 _OUTSIDE_THE_FORM = ("handle", "elem", "packets", "bytes")
 Form = tuple[JsonObject, ...]
@@ -30,6 +30,7 @@ class Snapshot:
     told: Mapping[Visitor, str] = field(default_factory=dict)
     saved: Mapping[Visitor, str] = field(default_factory=dict)
     uncounted: Mapping[str, Count] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)  # packets
     rivals: tuple[str, ...] = ()
     with_audit: bool = True
 
@@ -47,6 +48,7 @@ def read(
         if kind in ("set", "map")
     }
     try:
+        counters = {name: _counter(tables.get("inet") or [], name) for name in COUNTERS}
         return Snapshot(
             forms=forms,
             rivals=rivals,
@@ -57,7 +59,8 @@ def read(
             dropped=_counts(contents.get(("inet", "dropped"), [])),
             told=_comments(contents.get(("inet", "told"), [])),
             saved=_comments(contents.get(("inet", "saved"), [])),
-            uncounted={name: _counter(tables.get("inet") or [], name) for name in UNCOUNTED.values()},
+            uncounted={name: counters[name] for name in UNCOUNTED.values()},
+            counters={name: count.packets for name, count in counters.items()},
         )
     except (KeyError, TypeError, ValueError):
         return Snapshot(forms=forms, rivals=rivals, with_audit=with_audit)

@@ -18,7 +18,7 @@ from ravebot import terminal
 from ravebot.config.file import read_state_dir
 from ravebot.errors import NotRunningError, Refused
 from ravebot.operations.reports import AuditQuery
-from ravebot.operations.usage.cli import moment
+from ravebot.operations.spans import span
 from ravebot.sandboxes.model import EventKind
 from ravebot.terminal import DEFAULT_CONFIG, FAILED, ConfigPath, Json, output, reference
 
@@ -71,14 +71,14 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Show what happened, who caused it, and the newest event's hash; works with the bot down, too."""
-    now = datetime.now(UTC)
+    begin, end = span(since, until, datetime.now(UTC))
     query = AuditQuery(
         ref=ref,
         project=project,
         people=tuple(person or ()),
         kinds=tuple(_kind(one) for one in kind or ()),
-        since=moment(since, now) if since else None,
-        until=moment(until, now) if until else None,
+        since=begin,
+        until=end,
         limit=limit or _USUAL,
         verify=verify,
     )
@@ -95,6 +95,8 @@ def audit(
         output.json(report)
     else:
         terminal.show_audit(output, report)
+        if limit is None and not verify and len(report.lines) == _USUAL:
+            output.complain(f"These are the last {_USUAL}; --limit shows more, and --export all.", "dim")
     if report.broken_at is not None:
         raise typer.Exit(FAILED)
 
@@ -187,14 +189,18 @@ def _writing(target: str) -> Iterator[TextIO]:
         raise Refused(f"there is no folder {path.parent}: make it first")
     part = path.with_name(f".{path.name}.{os.urandom(8).hex()}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(part, flags, 0o600), "w", encoding="ascii") as file:
+    try:
+        descriptor = os.open(part, flags, 0o600)
+    except OSError as error:
+        raise Refused(f"{path} can't be written ({error.strerror}): choose another name or folder") from error
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
         try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.link(part, path)  # unlike a rename, it replaces nothing
-        except FileExistsError as error:
-            raise Refused(f"{path} exists by now: choose another name") from error
+            if os.path.lexists(path):
+                raise Refused(f"{path} exists by now: choose another name")
+            part.rename(path)  # a link would replace nothing for sure, but not every file system has links
         finally:
             part.unlink(missing_ok=True)
 

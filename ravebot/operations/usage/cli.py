@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ravebot.config.file import read_state_dir
-from ravebot.config.values import parse_duration
 from ravebot.errors import NotRunningError
 from ravebot.operations.reports import UsageBy, UsageQuery
+from ravebot.operations.spans import span
 from ravebot.terminal import DEFAULT_CONFIG, ConfigPath, Json, output
 
 if TYPE_CHECKING:
@@ -42,12 +42,7 @@ def usage(
 
     if as_json and as_csv:
         raise typer.BadParameter("give one of --json and --csv")
-    now = datetime.now(UTC)
-    query = UsageQuery(
-        by=tuple(dict.fromkeys(by or [UsageBy.PROJECT])),
-        since=moment(since, now) if since else None,
-        until=moment(until, now) if until else None,
-    )
+    query = UsageQuery(tuple(dict.fromkeys(by or [UsageBy.PROJECT])), *span(since, until, datetime.now(UTC)))
     lines = asyncio.run(_used(config, query))
     if as_json:
         output.json(as_records(lines, query.by))
@@ -66,16 +61,3 @@ async def _used(config: Path, query: UsageQuery) -> UsageLines:
         return await AdminClient(socket_path(state_dir)).usage(query)
     except NotRunningError:
         return await read_offline(state_dir, query)
-
-
-def moment(text: str, now: datetime) -> datetime:
-    """A moment as people write it: how long ago, or a date or time, in UTC unless it says otherwise."""
-    try:
-        return now - parse_duration(text)
-    except (ValueError, OverflowError):
-        pass
-    try:
-        found = datetime.fromisoformat(text)
-        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
-    except (ValueError, OverflowError) as error:
-        raise typer.BadParameter("write how long ago, like 7d, or a date like 2026-01-31") from error

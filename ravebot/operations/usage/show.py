@@ -1,4 +1,4 @@
-"""How use is printed: a table with its sums on a terminal, tab-separated lines in a pipe, or CSV or JSON."""
+"""How use is printed: a table on a terminal, tab-separated lines in a pipe, or CSV or JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from datetime import timedelta
 
 from ravebot.operations.reports import AgentUsageLine, UsageBy, UsageLine, UsageLines
-from ravebot.sandboxes.view import in_bytes
+from ravebot.sandboxes.view import in_bytes, in_words
 from ravebot.terminal import Cell, Output, clean
 
 _TITLES = {UsageBy.PROJECT: "Project", UsageBy.PERSON: "Person", UsageBy.AGENT: "Agent", UsageBy.WEEK: "Week"}
@@ -17,7 +18,8 @@ _SANDBOXES = (
     "Tokens",
 )  # fmt: skip
 _AGENTS = ("Turns", "Hours", "Tokens")
-_RISKY = ("=", "+", "-", "@")
+_RISKY = tuple("=+-@＝＋－＠")
+"""What formulas begin with, also behind spaces and in full width (OWASP, "CSV Injection")."""
 
 
 def as_records(lines: UsageLines, by: Sequence[UsageBy]) -> list[dict[str, object]]:
@@ -57,10 +59,10 @@ def _rounded(value: float) -> float:
 
 
 def _cell(value: object) -> object:
-    """A name in one line; programs for tables take a text that begins so for a formula."""
+    """A name in one line, and never a formula."""
     if not isinstance(value, str):
         return value
-    return "'" + clean(value) if value.startswith(_RISKY) else clean(value)
+    return "'" + clean(value) if value.lstrip().startswith(_RISKY) else clean(value)
 
 
 def _cells(line: UsageLine | AgentUsageLine) -> tuple[str, ...]:
@@ -71,7 +73,7 @@ def _cells(line: UsageLine | AgentUsageLine) -> tuple[str, ...]:
         f"{line.hours:.1f}",
         f"{line.cpu_hours:.2f}",
         f"{line.memory_gib_hours:.1f}",
-        f"{line.queue_median_seconds:.0f} s",
+        in_words(timedelta(seconds=line.queue_median_seconds)),
         in_bytes(line.memory_peak_bytes),
         in_bytes(line.disk_peak_bytes),
         in_bytes(line.received_bytes),

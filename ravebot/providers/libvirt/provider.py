@@ -33,6 +33,7 @@ from ravebot.providers.libvirt.guest import GuestAgents
 from ravebot.providers.libvirt.network import Lease, Network
 from ravebot.providers.libvirt.parcels import Parcels
 from ravebot.providers.libvirt.probe import probe_kvm
+from ravebot.providers.libvirt.processes import open_files
 from ravebot.store.owner import give
 
 T = TypeVar("T")
@@ -260,7 +261,7 @@ class LibvirtProvider:
             try:
                 received, sent = _traffic(domain)
                 cpu_seconds, memory = domain.info()[4] / 1e9, domain.memoryStats().get("rss", 0) * 1024
-                return Usage(cpu_seconds, memory, disk_bytes, received, sent)
+                return Usage(cpu_seconds, memory, disk_bytes, received, sent, open_files(name))
             except libvirt.libvirtError as error:
                 if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_SUPPORT):
                     raise

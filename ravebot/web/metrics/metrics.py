@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter as Tally
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from itertools import product
 
@@ -28,10 +29,10 @@ from ravebot.sandboxes.model import KEPT, EndReason, SandboxState, Stage
 from ravebot.store.figures import RunningMachine
 from ravebot.store.targets import TARGETS, Target
 from ravebot.web.metrics import running
+from ravebot.web.metrics.projects import OTHER, ProjectPlaces
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 MOST_PROJECTS = 50
-OTHER = "other"
 
 WEBHOOK_RESULTS = ("accepted", "duplicate", "ignored", "forged", "malformed", "too_large", "unavailable")
 ALERT_ANSWERS = ("accepted", "forged", "malformed", "too_large", "unavailable")
@@ -79,15 +80,15 @@ def _length(time: timedelta) -> float:
 class Metrics:
     """One process's metrics, in a registry of their own.
 
-    At most `projects` projects have series of their own, the first that are seen; the rest is `other`.
+    At most `projects` projects have series of their own, the first that are seen; the rest is `other`. One that is
+    renamed keeps its place, and one that is gone gives it up (`served`).
     """
 
     def __init__(self, targets: Iterable[Target] = TARGETS, projects: int = MOST_PROJECTS) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter, which says when this process began
         self.registry = registry = CollectorRegistry()
         self._targets = tuple(target.name for target in targets)
-        self._projects = dict[str, None]()
-        self._most_projects = projects
+        self._projects = ProjectPlaces(projects)
         self._turns_ended: Mapping[str, int] | None = None  # at the last look
         self._running = running.written(())
         self.labels: dict[str, tuple[str, ...]] = dict.fromkeys(running.NAMES, running.LABELS)
@@ -128,7 +129,8 @@ class Metrics:
         self._turns = gauge("agent_turns", "Messages to agents by state, of those that are not answered.", "state")
         self._ended_turns = counter("agent_turns_ended", "Messages to agents that are over, by state.", "state")
         self._budgets = gauge("agent_budget_used_ratio", "Part of an agent's budget of today.", "agent", "of")
-        self._unanswered = gauge("agent_waiting_seconds", "Age of the oldest message that no agent was given.")
+        self._worked = gauge("agent_worked_today_seconds", "How long an agent worked today.", "agent")
+        self._unanswered = gauge("agent_waiting_seconds", "Age of the oldest message that ravebot should have given.")
         self._model_requests = counter("model_requests", "Requests of agents to models, by result.", "result")
         self._model_tokens = counter("model_tokens", "Tokens of models that agents used, or that stay reserved.")
         self._model_seconds = histogram("model_seconds", "Duration of requests of agents to models.", _STAGE_SECONDS)
@@ -149,6 +151,8 @@ class Metrics:
         self._repairs = counter("firewall_repairs", "Repairs after the firewall was changed by others.", "flushed")
         self._connections = counter("connections", "New connections to sandboxes.", "service")
         self._dropped = counter("connections_dropped", "New connections dropped by the rate limit.", "service")
+        self._attempts = counter("connection_attempts", "New connections passed on to a guest.", "service")
+        self._refused = counter("connections_refused", "New connections from outside of allow_from.", "service")
         self._first_access = histogram(
             "first_access_seconds", "Time from ready to the first connection.", _LIFE_SECONDS, "service"
         )
@@ -185,6 +189,8 @@ class Metrics:
             (self._repairs, ("yes", "no")),
             (self._dropped, SERVICES),
             (self._connections, SERVICES),
+            (self._attempts, SERVICES),
+            (self._refused, SERVICES),
             (self._gitlab, REQUEST_RESULTS),
             (self._matrix, REQUEST_RESULTS),
             (self._api, REQUEST_RESULTS),
@@ -195,6 +201,8 @@ class Metrics:
                 counter.labels(value)
         for target, result in product(self._targets, DELIVERY_RESULTS):
             self._deliveries.labels(target, result)
+        for service in SERVICES:
+            self._first_access.labels(service)
 
     def sandbox_requested(self) -> None:
         self._requested.inc()
@@ -244,8 +252,11 @@ class Metrics:
         self._project_received.labels(label).inc(received_bytes)
         self._project_sent.labels(label).inc(sent_bytes)
 
-    def running_seen(self, machines: Sequence[RunningMachine], ssh_ports: int, web_ports: int) -> None:
-        """The machines of all sandboxes, and how many ports they have."""
+    def running_seen(
+        self, machines: Sequence[RunningMachine], ssh_ports: int, web_ports: int, written: bytes | None = None
+    ) -> None:
+        """The machines of all sandboxes, and how many ports they have. `written`: their series, if another thread wrote
+        them already (`running.written`)."""
         for service, used in zip(SERVICES, (ssh_ports, web_ports), strict=True):
             self._ports_used.labels(service).set(used)
         count, memory, disk = Tally[str](), Tally[str](), Tally[str]()
@@ -254,14 +265,15 @@ class Metrics:
             count[label] += 1
             memory[label] += one.memory_used_bytes
             disk[label] += one.disk_used_bytes
-        for label in self._projects:
+        self._projects.busy = frozenset(count)
+        for label in self._projects.labels:
             for gauge, seen in (
                 (self._project_sandboxes, count),
                 (self._project_memory, memory),
                 (self._project_disk, disk),
             ):
                 gauge.labels(label).set(seen[label])
-        self._running = running.written(machines)
+        self._running = running.written(machines) if written is None else written
 
     def queue_seen(self, oldest: timedelta | None) -> None:
         """How long the oldest sandbox in the queue has waited; None: none waits."""
@@ -279,7 +291,7 @@ class Metrics:
         self._oldest.labels(label).set(oldest.total_seconds() if oldest is not None else 0)
 
     def agents_seen(self, by_state: Mapping[TurnState, int], oldest: timedelta | None) -> None:
-        """How many messages to agents are in each state; `oldest`: age of the oldest one that no agent was given."""
+        """How many messages to agents are in each state; `oldest`: age of the oldest one to be given."""
         for state in TurnState:
             if not state.is_over or state in DEAD_LETTERS:
                 self._turns.labels(state.value).set(by_state.get(state, 0))
@@ -291,6 +303,10 @@ class Metrics:
         for state, count in ended.items():
             self._ended_turns.labels(_one_of(_TURN_STATES, state)).inc(max(0, count - before.get(state, 0)))
         self._turns_ended = ended
+
+    def worked_seen(self, agent: str, seconds: float) -> None:
+        """`agent` is one of the configuration; the day is UTC's."""
+        self._worked.labels(agent).set(seconds)
 
     def budget_seen(self, agent: str, of: str, ratio: float) -> None:
         """`agent` is one of the configuration, `of` one of BUDGETS."""
@@ -372,6 +388,12 @@ class Metrics:
         self._connections.labels(label).inc(count)
         self._dropped.labels(label).inc(dropped)
 
+    def attempted(self, service: str, passed: int, refused: int) -> None:
+        """New connections, whether or not a guest answers: passed on to it, and refused; `service`: one of SERVICES."""
+        label = _one_of(SERVICES, service)
+        self._attempts.labels(label).inc(passed)
+        self._refused.labels(label).inc(refused)
+
     def first_access(self, service: str, after: timedelta) -> None:
         """Somebody connected to a sandbox's service for the first time, that long after it was ready."""
         self._first_access.labels(_one_of(SERVICES, service)).observe(_length(after))
@@ -387,13 +409,24 @@ class Metrics:
         """Everything in Prometheus' text format, to be served as CONTENT_TYPE. Asks nobody."""
         return generate_latest(self.registry) + self._running
 
+    def projects_served(self, served: Iterable[tuple[int, str]]) -> None:
+        """Ids and paths of all projects that ravebot serves now; none: they are not known yet."""
+        given_up = self._projects.served(served)
+        for label, metric in product(given_up, self._of_projects()):
+            with suppress(KeyError):
+                metric.remove(label)
+        for label, metric in product(self._projects.labels if given_up else (), self._of_projects()):
+            metric.labels(label)  # of what was renamed, at 0
+
     def _project(self, path: str) -> str:
-        label = path if path in self._projects or len(self._projects) < self._most_projects else OTHER
-        if label not in self._projects:
-            self._projects[label] = None
-            for counter in (
-                self._project_ready, self._project_failed,
-                self._project_cpu, self._project_received, self._project_sent,
-            ):  # fmt: skip
-                counter.labels(label)  # at 0, as in _begin_at_zero
+        label, is_new = self._projects.label(path)
+        if is_new:
+            for metric in self._of_projects():
+                metric.labels(label)  # at 0, as in _begin_at_zero
         return label
+
+    def _of_projects(self) -> tuple[Counter | Gauge, ...]:
+        return (
+            self._project_ready, self._project_failed, self._project_cpu, self._project_received, self._project_sent,
+            self._project_sandboxes, self._project_memory, self._project_disk,
+        )  # fmt: skip

@@ -31,9 +31,16 @@ def _seconds(moment: datetime | None) -> float | None:
 _FAMILIES = (
     _Family("cpu_seconds_total", "counter", "CPU time of the machine.", lambda one: one.cpu_seconds),
     _Family("vcpus", "gauge", "Processors of the machine.", lambda one: one.vcpus),
+    _Family(
+        "spinning_seconds",
+        "gauge",
+        "For how long it has used all its processors with nobody connected.",
+        lambda one: one.spun_for.total_seconds(),
+    ),
     _Family("memory_bytes", "gauge", "Memory that QEMU uses for the machine.", lambda one: one.memory_used_bytes),
     _Family("memory_limit_bytes", "gauge", "Memory that the machine was given.", lambda one: one.memory_bytes),
     _Family("disk_bytes", "gauge", "Disk that the machine takes on the host.", lambda one: one.disk_used_bytes),
+    _Family("open_files", "gauge", "File descriptors that QEMU has open for it.", lambda one: one.open_files or None),
     _Family("received_bytes_total", "counter", "What the guest received.", lambda one: one.received_bytes),
     _Family("sent_bytes_total", "counter", "What the guest sent.", lambda one: one.sent_bytes),
     _Family("ready_timestamp_seconds", "gauge", "When the sandbox became ready.", lambda one: _seconds(one.ready_at)),
@@ -41,23 +48,23 @@ _FAMILIES = (
 )
 NAMES = tuple(f"ravebot_machine_{family.name}" for family in _FAMILIES)
 LABELS = ("project", "mr", "machine")
+"""As `_labels` writes them."""
 
 
 def written(running: Iterable[RunningMachine]) -> bytes:
-    """The series in Prometheus' text format."""
+    """The series in Prometheus' text format. Of many this takes a while: not to be done in the event loop."""
     labelled = [(_labels(one), one) for one in list(running)[:MOST]]
     lines: list[str] = []
     for name, family in zip(NAMES, _FAMILIES, strict=True):
         lines += [f"# HELP {name} {family.text}", f"# TYPE {name} {family.kind}"]
-        for labels, one in labelled:
-            if (value := family.value(one)) is not None:
-                lines.append(f"{name}{labels} {float(value)!r}")
+        value = family.value
+        lines += [f"{name}{labels} {float(now)!r}" for labels, one in labelled if (now := value(one)) is not None]
     return ("\n".join(lines) + "\n").encode()
 
 
 def _labels(one: RunningMachine) -> str:
-    values = (one.project, f"{one.project}!{one.iid}", one.name)
-    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(LABELS, values, strict=True)) + "}"
+    project, machine = _escaped(one.project), _escaped(one.name)
+    return f'{{project="{project}",mr="{project}!{one.iid}",machine="{machine}"}}'
 
 
 def _escaped(value: str) -> str:
