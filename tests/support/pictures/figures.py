@@ -33,7 +33,8 @@ SETTINGS: dict[str, Any] = {
 }
 """What ravebot is configured with, on top of the stage's own."""
 
-_RUN_SECONDS, _ROUND_SECONDS = 260, 5
+_RUN_SECONDS, _ROUND_SECONDS = 285, 5
+_SHOWN_SECONDS, _OF_A_SANDBOX_SECONDS = 300, 120
 _RATE = "40s"  # machines are looked at every 20 seconds
 _BUSY = """\
 #!/bin/sh
@@ -50,7 +51,7 @@ ask() {{
     wget -q -O - --header 'Content-Type: application/json' --post-data "$body" \\
         http://127.0.0.1:4180/ours/v1/chat/completions >/dev/null
 }}
-update='{{"jsonrpc":"2.0","method":"session/update","params":{{"sessionId":"one","update":%s}}}}\n'
+update='{{"jsonrpc":"2.0","method":"session/update","params":{{"sessionId":"one","update":%s}}}}\\n'
 words='{{"sessionUpdate":"agent_message_chunk","content":{{"type":"text","text":"I have looked at it."}}}}'
 while IFS= read -r line; do
     id=${{line#*\\"id\\":}} id=${{id# }} id=${{id%%[!0-9]*}}
@@ -59,13 +60,13 @@ while IFS= read -r line; do
         *'"session/new"'*) result='{{"sessionId":"one"}}' ;;
         *'"session/prompt"'*)
             ask {MODEL}
-            sleep 5
-            case $line in *larger*) ask larger ;; *) ask {MODEL} ;; esac
             printf "$update" "$words"
+            sleep 12
+            case $line in *larger*) ask larger ;; *) ask {MODEL} ;; esac
             result='{{"stopReason":"end_turn"}}' ;;
         *) continue ;;
     esac
-    printf '{{"jsonrpc":"2.0","id":%s,"result":%s}}\n' "$id" "$result"
+    printf '{{"jsonrpc":"2.0","id":%s,"result":%s}}\\n' "$id" "$result"
 done
 """
 _VISIT = """\
@@ -100,7 +101,7 @@ class Figures:
         self._open("Upgrade libfoo", _FAILING)
         plan: list[tuple[float, str, MergeRequest | None]] = [
             (20, "Sort the list", None), (22, "Translate it", None), (60, "", first), (90, "Cache it", None),
-            (130, "Break it again", None), (150, "One more idea", None), (200, "The last one", None),
+            (130, "Break it again", None), (150, "One more idea", None), (205, "The last one", None),
         ]  # fmt: skip
         while (passed := time.monotonic() - self.began) < _RUN_SECONDS:
             while plan and plan[0][0] <= passed:
@@ -115,16 +116,18 @@ class Figures:
 
     async def pictures(self) -> dict[str, Picture]:
         """Of each dashboard, by its file's name."""
-        seconds = time.monotonic() - self.began
         values = {
             "instance": self.stage.http.removeprefix("http://"),
             "project": self.stage.project.path,
             "mr": f"{self.stage.project.path}!{self._oldest()}",
             "__rate_interval": _RATE,
-            "__range": f"{seconds:.0f}s",
         }
-        source = Source(self.watchers.prometheus, seconds, values)
-        return {path.stem: await source.picture(path) for path in DASHBOARDS}
+        pictures = {}
+        for path in DASHBOARDS:
+            seconds = _OF_A_SANDBOX_SECONDS if path.stem == "sandbox" else _SHOWN_SECONDS
+            source = Source(self.watchers.prometheus, seconds, {**values, "__range": f"{seconds}s"})
+            pictures[path.stem] = await source.picture(path)
+        return pictures
 
     def _open(self, title: str, setup: str) -> MergeRequest:
         branch = title.lower().replace(" ", "-")
@@ -146,8 +149,10 @@ class Figures:
                     await self.stage.matrix_alice.send(self.stage.room, said, **{"m.mentions": {}})
 
     def _oldest(self) -> int:
-        """The merge request of the sandbox that has been ready longest."""
-        found = rows(self.stage, "SELECT iid FROM sandboxes WHERE state = 'ready' ORDER BY ready_at LIMIT 1")
+        """The merge request of the sandbox that has been ready longest, of those that do not end in a moment."""
+        later = int((time.time() + 15) * 1_000_000)
+        live = f"state = 'ready' AND expires_at > {later}"
+        found = rows(self.stage, f"SELECT iid FROM sandboxes WHERE {live} ORDER BY ready_at LIMIT 1")
         assert found, "no sandbox is ready at the end"
         return int(found[0]["iid"])
 
