@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
@@ -22,6 +23,7 @@ from ravebot.matrix.agents import RECEIPTS
 from ravebot.operations.init.inquiry import Asked
 from ravebot.operations.init.questions import QUESTIONS
 from ravebot.operations.readiness import Readiness
+from ravebot.operations.reports import AgentUsageLine, UsageLine
 from ravebot.operations.service.layout import Installation, things
 from ravebot.operations.tokens.cli import SCOPES
 from ravebot.sandboxes.decide import MACHINES, SANDBOXES, Then
@@ -155,6 +157,11 @@ def test_the_table_of_metrics_is_what_metrics_shows() -> None:
     documented = {code(name): tuple(labels.split(", ")) if labels else () for name, labels, _ in table}
     assert set(documented) == exposed
     assert documented == metrics.labels | {name: () for name in exposed if name.startswith("process_")}
+
+
+def test_the_table_of_figures_of_usage_is_what_programs_get() -> None:
+    documented = {name for names, _ in rows("operate.md", "figure") for name in codes(names)}
+    assert documented == {one.name for kind in (UsageLine, AgentUsageLine) for one in fields(kind)} - {"group"}
 
 
 def test_the_table_of_tools_is_the_code_s() -> None:
