@@ -39,8 +39,8 @@ class AlertIntake:
         for alert in found:
             heard, known = alerts.hear(tx, alert, self.room)
             meant[heard] += 1
-            if known is not None:
-                _tell(tx, known)
+            for one in known:
+                _tell(tx, one)
         meant[Heard.LEFT_OUT] += left_out
         if meant[Heard.LEFT_OUT] and is_due(_moment(tx, _LEFT_OUT_TOLD), _TELL_AGAIN, tx.now):
             set_meta(tx, _LEFT_OUT_TOLD, str(tx.now_us))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,12 +16,13 @@ from ravebot.clock import Clock, age
 from ravebot.config.model import Config
 from ravebot.errors import RavebotError
 from ravebot.providers.base import Provider
-from ravebot.store import agent_queue, figures, outbox
-from ravebot.store.database import Database
-from ravebot.store.figures import Backlog
+from ravebot.store import agent_queue, agent_work, figures, outbox
+from ravebot.store.database import Database, Transaction
+from ravebot.store.figures import Backlog, RunningMachine
 from ravebot.store.targets import Target
 from ravebot.web.metrics import Metrics
-from ravebot.web.metrics.metrics import SOURCES
+from ravebot.web.metrics.running import written
+from ravebot.web.metrics.series import SOURCES
 
 log = structlog.get_logger()
 
@@ -38,6 +40,8 @@ class Measuring:
     provider: Provider
     metrics: Metrics
     targets: tuple[Target, ...]
+    projects: Callable[[], Iterable[tuple[int, str]]] = tuple
+    """Ids and paths of those that are served."""
     every_seconds: float = EVERY_SECONDS
 
     async def run(self) -> None:
@@ -69,15 +73,14 @@ class Measuring:
             self.metrics.inbox_seen(source, found.count, self._age(found))
 
     async def _agents(self) -> None:
-        by_state, waiters, ended, agents = await self.database.read(
+        by_state, oldest, ended, agents = await self.database.read(
             lambda tx: (
                 agent_queue.count_states(tx),
-                agent_queue.waiters(tx),
+                agent_work.undelivered_since(tx),
                 figures.turns_ended(tx),
                 overview.agents(tx, self.config),
             )
         )
-        oldest = min((one.since for one in waiters), default=None)
         self.metrics.agents_seen(by_state, age(oldest, self.clock.now()) if oldest else None)
         self.metrics.turns_seen(ended)
         for agent in agents:
@@ -87,10 +90,14 @@ class Measuring:
                 self.metrics.budget_seen(agent.name, "tokens", agent.spent.tokens / agent.spent.most_tokens)
 
     async def _sandboxes(self) -> None:
-        running, queue, ports = await self.database.read(
-            lambda tx: (figures.running(tx), figures.queue(tx), figures.ports_used(tx))
-        )
-        self.metrics.running_seen(running, *ports)
+        self.metrics.projects_served(self.projects())
+
+        def look(tx: Transaction) -> tuple[tuple[RunningMachine, ...], bytes, Backlog, tuple[int, int]]:
+            machines = figures.running(tx)
+            return machines, written(machines), figures.queue(tx), figures.ports_used(tx)
+
+        running, series, queue, (ssh, web) = await self.database.read(look)
+        self.metrics.running_seen(running, ssh, web, series)
         self.metrics.queue_seen(self._age(queue))
 
     async def _files(self) -> None:

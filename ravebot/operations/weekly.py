@@ -2,7 +2,8 @@
 
 The clock may jump. A week is told if no message about it was added before, and if it is not older than the first one
 that was told: a clock that was set back tells nothing again. A week that was told before an earlier one was is told
-again when it is really over, because the clock was ahead at the time.
+again when it is over right after that one: the clock was ahead at the time. While the clock is before the first that
+was told, either of the two was wrong: then weeks are told that pass from there on.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from typing import Self
 
 import structlog
 
+from ravebot.clock import from_us, to_us
 from ravebot.errors import RavebotError
 from ravebot.matrix.content import Content
 from ravebot.store import outbox, weekly
-from ravebot.store.database import Database, Transaction
+from ravebot.store.database import Database, Transaction, get_meta, set_meta
 from ravebot.store.targets import Kind, RoomLane
 
 log = structlog.get_logger()
 
 _LOOK_SECONDS = 300.0
 _WEEK = timedelta(days=7)
+_STEADY = timedelta(days=1)
+"""Between two looks at most; more is a clock that jumped, or a bot that was off."""
 
 
 @dataclass(frozen=True, order=True)
@@ -64,18 +68,41 @@ class WeeklyNews:
     catch_up: int = 1
 
 
-def due(told: Sequence[str], now: datetime, catch_up: int = 1) -> tuple[Week, ...]:
+@dataclass(frozen=True)
+class BeforeFirst:
+    """The clock is before the first week that was told.
+
+    `week` was the last one that was over when that began, or when the clock jumped meanwhile; `at`: the last look.
+    """
+
+    week: str
+    at: datetime
+
+
+def before_first(told: Sequence[str], now: datetime, last: BeforeFirst | None) -> BeforeFirst | None:
+    """What is so now, after what was at the `last` look; None while the clock is not before the first."""
+    over = str(Week.of(now - _WEEK))
+    if not told or over >= min(told):
+        return None
+    goes_on = last is not None and timedelta(0) <= now - last.at <= _STEADY
+    return BeforeFirst(last.week if last and goes_on else over, now)
+
+
+def due(told: Sequence[str], now: datetime, catch_up: int = 1, before: BeforeFirst | None = None) -> tuple[Week, ...]:
     """The weeks to tell, the oldest first. `told`: those that were told, in the order in which they were."""
-    known: set[str] = set()
-    earliest = None
-    for week in reversed(told):
-        if earliest is None or week <= earliest:
-            earliest = week
-            known.add(week)
     weeks = [Week.of(now - _WEEK * back) for back in range(catch_up, 0, -1)]
-    return tuple(
-        [week for week in weeks if str(week) not in known and (str(week) > earliest if earliest else week is weeks[-1])]
-    )
+    if not told:
+        return (weeks[-1],)
+    earlier = min(told) if before is None else before.week
+    found = [week for week in weeks if str(week) > earlier and str(week) not in told]
+    if _was_early(told, weeks[-1]):
+        found.append(weeks[-1])
+    return tuple(found)
+
+
+def _was_early(told: Sequence[str], week: Week) -> bool:
+    """Whether the week was told before an earlier one, and is over now: the one before it was told last."""
+    return str(week) in told and told[-1] == str(Week(week.begin - _WEEK))
 
 
 class Weekly:
@@ -97,6 +124,8 @@ class Weekly:
 
     async def look(self, news: WeeklyNews) -> None:
         """Tell what is due. Messages are rendered outside of the writer's transaction, as they may take a while."""
+        if await self._database.read(lambda tx: _before(tx, news) != _noted(tx, news)):
+            await self._database.write(lambda tx: _note(tx, news))
         found = await self._database.read(lambda tx: _rendered(tx, news))
         for week, content in found:
             await self._database.write(partial(_tell, news=news, week=week, content=content))
@@ -115,4 +144,18 @@ def _tell(tx: Transaction, news: WeeklyNews, week: Week, content: Content) -> No
 
 
 def _due(tx: Transaction, news: WeeklyNews) -> tuple[Week, ...]:
-    return due(weekly.told(tx, news.what), tx.now, news.catch_up)
+    return due(weekly.told(tx, news.what), tx.now, news.catch_up, _before(tx, news))
+
+
+def _before(tx: Transaction, news: WeeklyNews) -> BeforeFirst | None:
+    return before_first(weekly.told(tx, news.what), tx.now, _noted(tx, news))
+
+
+def _noted(tx: Transaction, news: WeeklyNews) -> BeforeFirst | None:
+    week, _, at = (get_meta(tx, f"weekly_before_first:{news.what}") or "").partition(" ")
+    return BeforeFirst(week, from_us(int(at))) if at else None
+
+
+def _note(tx: Transaction, news: WeeklyNews) -> None:
+    found = _before(tx, news)
+    set_meta(tx, f"weekly_before_first:{news.what}", f"{found.week} {to_us(found.at)}" if found else "")

@@ -32,7 +32,7 @@ WITH RECURSIVE
         SELECT (SELECT MIN(t.conversation_id) FROM agent_turns t WHERE t.conversation_id > walk.conversation_id AND t.{OPEN})
         FROM walk WHERE walk.conversation_id IS NOT NULL
     )
-SELECT t.id, t.conversation_id, t.state, t.given_at, t.cancelled_by, t.next_try_at, t.tries,
+SELECT t.id, t.conversation_id, t.state, t.created_at, t.given_at, t.cancelled_by, t.next_try_at, t.tries,
        c.paused <> '' OR EXISTS (SELECT 1 FROM paused_agents p WHERE p.agent = c.agent) AS paused,
        c.agent,
        (SELECT COUNT(*) FROM approvals a
@@ -81,6 +81,17 @@ def heads(tx: Transaction) -> tuple[AgentWork, ...]:
         )
         for row in tx.all(HEADS)
     )
+
+
+def undelivered_since(tx: Transaction) -> datetime | None:
+    """When the oldest turn was made that nobody but ravebot holds back: it is the next of its conversation, its agent
+    is not paused, and neither a sandbox nor a person's yes is waited for."""
+    waiting = [
+        from_us(row["created_at"])
+        for row in tx.all(HEADS)
+        if row["state"] == TurnState.QUEUED and row["given_at"] is None and not row["paused"]
+    ]
+    return min(waiting, default=None)
 
 
 @dataclass(frozen=True)

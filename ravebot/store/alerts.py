@@ -1,7 +1,8 @@
 """Alerts of Prometheus that Alertmanager told us of, each with its message in the operators' room.
 
-An alert is known by its fingerprint and by when it began: Alertmanager repeats itself, several of a cluster say the
-same, and what was under way may arrive late.
+An alert is known by its fingerprint, which stands for its labels, and by its time: Alertmanager repeats itself, several
+of a cluster say the same, what was under way may arrive late, and when it began may be told differently. At most one of
+a fingerprint fires.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ _GONE = timedelta(days=7)
 """Alertmanager repeats what fires every few hours: what was not heard of for so long takes no other's place."""
 LATE = timedelta(minutes=1)
 """That long after an alert was resolved, word that it fires may still be under way. Heard later, it fires again."""
+
+_APART = timedelta(minutes=10)
+"""By so much the times may differ at which several Prometheus saw one alert begin."""
 
 
 class AlertStatus(StrEnum):
@@ -63,47 +67,77 @@ class KnownAlert(Alert):
     event_id: str = ""
     shown: str = ""
     resolved_at: datetime | None = None
+    seen_at: datetime | None = None
 
 
-def hear(tx: Transaction, alert: Alert, room: str) -> tuple[Heard, KnownAlert | None]:
-    """Store what was heard; returns what it meant, and the alert if the room has to be told of it."""
-    row = tx.one(
-        "SELECT * FROM alerts WHERE fingerprint = ? AND starts_at = ?", (alert.fingerprint, to_us(alert.starts_at))
-    )
-    if row is None:
-        return _first(tx, alert, room)
-    known = load(KnownAlert, row)
+def hear(tx: Transaction, alert: Alert, room: str) -> tuple[Heard, tuple[KnownAlert, ...]]:
+    """Store what was heard; returns what it meant, and the alerts that the room has to be told of."""
+    rows = tx.all("SELECT * FROM alerts WHERE fingerprint = ? ORDER BY starts_at DESC, id DESC", (alert.fingerprint,))
+    known = [load(KnownAlert, row) for row in rows]
+    fires = next((one for one in known if one.status is AlertStatus.FIRING), None)
+    same = next((one for one in known if one.starts_at == alert.starts_at), None)
     if alert.status is AlertStatus.RESOLVED:
-        if known.status is AlertStatus.RESOLVED:
-            return Heard.REPEATED, None
-        tx.execute(
-            "UPDATE alerts SET status = ?, ends_at = ?, resolved_at = ?, seen_at = ? WHERE id = ?",
-            (alert.status, to_us(alert.ends_at) if alert.ends_at else None, tx.now_us, tx.now_us, known.id),
-        )
-        return Heard.RESOLVED, get(tx, known.id)
-    if known.status is AlertStatus.FIRING:
-        tx.execute("UPDATE alerts SET seen_at = ? WHERE id = ?", (tx.now_us, known.id))
-        return Heard.REPEATED, None
-    if not is_due(known.resolved_at, LATE, tx.now):
-        return Heard.LATE, None
+        return _over(tx, alert, room, same or fires)
+    if fires is not None and (same is not None or _goes_on(fires, alert)):
+        if same is not None and same.id != fires.id:
+            return Heard.LATE, ()  # of a time that was over when it began again
+        tx.execute("UPDATE alerts SET seen_at = ? WHERE id = ?", (tx.now_us, fires.id))
+        return Heard.REPEATED, ()
+    if fires is not None:  # nobody told us that it was over meanwhile
+        _resolve(tx, fires.id, None)
+        heard, told = _first(tx, alert, room)
+        return heard, tuple([one for one in (get(tx, fires.id), *told) if one])
+    same = same or next((one for one in known if one.ends_at and one.ends_at >= alert.starts_at), None)
+    if same is None:
+        return _first(tx, alert, room)
+    if not is_due(same.resolved_at, LATE, tx.now):
+        return Heard.LATE, ()
     if firing(tx) >= MOST_FIRING:
-        return Heard.LEFT_OUT, None
+        return Heard.LEFT_OUT, ()
     tx.execute(
         "UPDATE alerts SET status = ?, ends_at = NULL, resolved_at = NULL, seen_at = ? WHERE id = ?",
-        (alert.status, tx.now_us, known.id),
+        (alert.status, tx.now_us, same.id),
     )
-    return Heard.AGAIN, get(tx, known.id)
+    return Heard.AGAIN, _told(tx, same.id)
 
 
-def _first(tx: Transaction, alert: Alert, room: str) -> tuple[Heard, KnownAlert | None]:
+def _goes_on(fires: KnownAlert, alert: Alert) -> bool:
+    """Whether what fires is what was heard before: of several Prometheus each says when it saw an alert first, and
+    Alertmanager tells of the earliest that it knows by then."""
+    return alert.starts_at <= max(fires.seen_at or fires.starts_at, fires.starts_at + _APART)
+
+
+def _over(tx: Transaction, alert: Alert, room: str, known: KnownAlert | None) -> tuple[Heard, tuple[KnownAlert, ...]]:
+    """Word that it is over; `known` is that alert, or the one of its labels that fires."""
+    if known is None or (alert.starts_at != known.starts_at and alert.ends_at and alert.ends_at < known.starts_at):
+        return _first(tx, alert, room)
+    if known.status is AlertStatus.RESOLVED:
+        return Heard.REPEATED, ()
+    _resolve(tx, known.id, alert.ends_at)
+    return Heard.RESOLVED, _told(tx, known.id)
+
+
+def _resolve(tx: Transaction, number: int, ends_at: datetime | None) -> None:
+    tx.execute(
+        "UPDATE alerts SET status = ?, ends_at = ?, resolved_at = ?, seen_at = ? WHERE id = ?",
+        (AlertStatus.RESOLVED, to_us(ends_at) if ends_at else None, tx.now_us, tx.now_us, number),
+    )
+
+
+def _first(tx: Transaction, alert: Alert, room: str) -> tuple[Heard, tuple[KnownAlert, ...]]:
     is_over = alert.status is AlertStatus.RESOLVED
     if not is_over and firing(tx) >= MOST_FIRING:
-        return Heard.LEFT_OUT, None
+        return Heard.LEFT_OUT, ()
     more: dict[str, Value] = {"room": room, "first_at": tx.now_us, "seen_at": tx.now_us}
     if is_over:
         tx.insert("alerts", {**dump(alert), **more, "resolved_at": tx.now_us})
-        return Heard.LATE, None
-    return Heard.NEW, get(tx, tx.insert("alerts", {**dump(alert), **more}))
+        return Heard.LATE, ()
+    return Heard.NEW, _told(tx, tx.insert("alerts", {**dump(alert), **more}))
+
+
+def _told(tx: Transaction, number: int) -> tuple[KnownAlert, ...]:
+    found = get(tx, number)
+    return (found,) if found else ()
 
 
 def get(tx: Transaction, number: int) -> KnownAlert | None:

@@ -326,6 +326,21 @@ async def test_the_event_logs_hash_is_told_once_a_week(watchroom: Watchroom) -> 
     assert first.kind == second.kind == "m.notice"
 
 
+async def test_a_clock_that_was_decades_ahead_at_the_first_telling_silences_none_of_the_next(
+    watchroom: Watchroom,
+) -> None:
+    world, head = watchroom.world, WeeklyNews("log head", OPS, render_head)
+    await world.write(lambda tx: events.append(tx, EventKind.SANDBOX_READY, RAVEBOT))
+    world.pass_by(days=365 * 73)
+    await Weekly(world.database, ()).look(head)
+    world.pass_by(days=-365 * 73)
+    for _ in range(15):
+        await Weekly(world.database, ()).look(head)  # a bot that is restarted twice a day
+        world.pass_by(hours=12)
+    weeks = [one.body.split(":")[0].removeprefix("For the record, after the week ") for one in await watchroom.heard()]
+    assert weeks == ["2098-W49", "2026-W01"]
+
+
 async def test_a_storm_of_alerts_holds_up_no_other_message_to_the_room(watchroom: Watchroom) -> None:
     await watchroom.told(*(an_alert(pod=str(number)) for number in range(20)))
     await watchroom.world.write(lambda tx: outbox.add(tx, RoomLane(OPS), Kind.NEWS, body={"text": "urgent"}))

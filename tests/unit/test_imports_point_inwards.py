@@ -56,7 +56,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "ravebot.config.modelapis": (),
     "ravebot.config.tree": (),
     "ravebot.config.secrets": (),
-    "ravebot.logs": (),
+    "ravebot.logs": ("ravebot.logs",),
     "ravebot.providers.base": ("ravebot.sandboxes.model", "ravebot.errors"),
     "ravebot.access.rules": ("ravebot.sandboxes.model", "ravebot.errors"),
     "ravebot.sandboxes": INNER,

@@ -9,8 +9,13 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterator
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 import structlog
@@ -36,6 +41,7 @@ def stream() -> Iterator[io.StringIO]:
 
 
 def lines(stream: io.StringIO) -> list[dict[str, object]]:
+    logging.getLogger().handlers[0].flush()
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
@@ -186,6 +192,13 @@ def entry(data: bytes) -> dict[str, str]:
     return found
 
 
+def instead_of_usual(writer: logs.LogWriter) -> None:
+    """Has it write what is logged, in the form that `set_up` chose."""
+    [usual] = logging.getLogger().handlers
+    writer.setFormatter(usual.formatter)
+    logging.getLogger().handlers[:] = [writer]
+
+
 @pytest.fixture
 def journal(tmp_path: Path, stream: io.StringIO) -> Iterator[socket.socket]:
     """A socket like journald's, to which the logs go."""
@@ -193,9 +206,8 @@ def journal(tmp_path: Path, stream: io.StringIO) -> Iterator[socket.socket]:
         listening.bind(str(tmp_path / "socket"))
         listening.settimeout(1)
         logs.set_up("info", [SECRET], stream)
-        root = logging.getLogger()
-        handler = logs.JournalHandler(tmp_path / "socket", "main", root.handlers[-1])
-        root.handlers[:] = [handler]
+        handler = logs.LogWriter(logs.JournalHandler(tmp_path / "socket", "main", logs.sink_of(stream)))
+        instead_of_usual(handler)
         yield listening
         handler.close()
 
@@ -257,14 +269,96 @@ def test_what_the_journal_does_not_take_is_written_as_json(
     assert [(line["event"], line["number"]) for line in lines(stream)] == [("still told", 1)]
 
 
-def test_a_librarys_wrong_use_of_logging_does_not_reach_the_library(
-    journal: socket.socket, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_librarys_wrong_use_of_logging_does_not_reach_the_library_and_is_told(journal: socket.socket) -> None:
     [ours, *_] = logging.getLogger().handlers  # pytest's own raise
-    ours.handle(logging.LogRecord("lib", logging.WARNING, "lib.py", 1, "%d things", ("many",), None))
-    assert "'%d things'" in capsys.readouterr().err
+    ours.handle(logging.LogRecord("lib", logging.WARNING, "lib.py", 1, "%d things", (SECRET,), None))
+    found = entry(journal.recv(65536))
+    assert (found["RAVEBOT_EVENT"], found["RAVEBOT_LOGGED"]) == ("a message can't be written", "'%d things'")
+    assert (found["RAVEBOT_PATH"], found["RAVEBOT_LINE"], found["PRIORITY"]) == ("lib.py", "1", "3")
     logging.getLogger("lib").warning("goes on")
     assert entry(journal.recv(65536))["RAVEBOT_EVENT"] == "goes on"
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, TextIO]]:
+    """A pipe whose end nobody reads yet, and a stream to it."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        yield reading, stream
+    with suppress(OSError):
+        os.close(reading)
+
+
+def told(reading: int, enough: Callable[[str], bool]) -> list[dict[str, object]]:
+    """What is in the pipe, read until it is enough."""
+    text = ""
+    while not enough(text):
+        text += os.read(reading, 65536).decode()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_an_entry_is_written_when_the_call_returns_so_that_no_crash_takes_it_back(
+    stream: io.StringIO, pipe: tuple[int, TextIO]
+) -> None:
+    reading, full = pipe
+    logs.set_up("info", stream=full)
+    instead_of_usual(logs.LogWriter(logs.sink_of(full), patience_seconds=30))
+    threads = threading.active_count()
+    os.set_blocking(reading, False)
+    for number in range(50):
+        structlog.get_logger("ravebot").info("told", number=number)
+        [line] = told(reading, lambda text: text.endswith("\n"))
+        assert line["number"] == number
+    assert threading.active_count() == threads, "an ordinary entry needs no other thread, for which it would wait"
+
+
+def test_a_full_pipe_holds_up_nobody_and_gets_every_entry_in_turn_when_it_is_read(
+    stream: io.StringIO, pipe: tuple[int, TextIO]
+) -> None:
+    reading, full = pipe
+    logs.set_up("info", stream=full)
+    log = structlog.get_logger("ravebot")
+    begin = time.monotonic()
+    for number in range(1000):
+        log.info("told", number=number, pad="x" * 500)
+    assert time.monotonic() - begin < 5, "for as long as nobody reads, before"
+    found = told(reading, lambda text: text.count("\n") == 1000)
+    assert [line["number"] for line in found] == list(range(1000))
+    logging.getLogger().handlers[0].flush()
+    log.info("told at once again")
+    os.set_blocking(reading, False)
+    assert [line["event"] for line in told(reading, bool)] == ["told at once again"]
+
+
+def test_the_end_of_the_process_does_not_wait_for_a_pipe_that_nobody_reads(
+    stream: io.StringIO, pipe: tuple[int, TextIO]
+) -> None:
+    reading, full = pipe
+    logs.set_up("info", stream=full)
+    writes = logs.sink_of(full)
+    writer = logs.LogWriter(writes, closing_seconds=0.1)
+    instead_of_usual(writer)
+    structlog.get_logger("ravebot").info("told", pad="x" * 200_000)
+    logging.shutdown([weakref.ref(writer), weakref.ref(writes)])
+    assert len(told(reading, lambda text: text.endswith("\n"))) == 1
+
+
+def test_what_is_beyond_the_bound_is_dropped_and_counted(stream: io.StringIO, pipe: tuple[int, TextIO]) -> None:
+    reading, full = pipe
+    logs.set_up("info", stream=full)
+    writer = logs.LogWriter(logs.sink_of(full), most_held=100_000)
+    instead_of_usual(writer)
+    for number in range(1000):
+        structlog.get_logger("ravebot").info("told", number=number, pad="x" * 500)
+    found = told(reading, lambda text: '"count"' in text and text.endswith("\n"))
+    structlog.get_logger("ravebot").info("after")
+    assert [line["event"] for line in told(reading, bool)] == ["after"]
+    *before, last = found
+    numbers = [line["number"] for line in before]
+    assert numbers == list(range(len(numbers)))
+    assert last["event"] == "the log could not be written for a while: messages were dropped"
+    assert last["count"] == 1000 - len(numbers) > 100
+    writer.close()
 
 
 def test_the_journal_is_used_only_for_the_stream_that_systemd_connected_to_it(
@@ -278,6 +372,8 @@ def test_the_journal_is_used_only_for_the_stream_that_systemd_connected_to_it(
         assert logs.is_journal(file)
         assert not logs.is_journal(stream)
         logs.set_up("info", [], file)
-        assert isinstance(logging.getLogger().handlers[0], logs.JournalHandler)
+        [writer] = logging.getLogger().handlers
+        assert isinstance(writer, logs.LogWriter)
+        assert isinstance(writer.writes, logs.JournalHandler)
         monkeypatch.setenv("JOURNAL_STREAM", "rubbish")
         assert not logs.is_journal(file)

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
+from ravebot.cli import app
 from ravebot.operations.resources import BUSY_FOR, MOST_BEYOND_BYTES, MOST_MEMORY_BYTES
 from tests.support.dashboards import documented, metrics
-from tests.support.pages import code, rows
+from tests.support.pages import code, codes, example_keys, rows
 from tests.support.prometheus import MONITORING, program
 
 RULES = MONITORING / "prometheus" / "ravebot.rules.yml"
 TESTS = MONITORING / "prometheus" / "ravebot.test.yml"
+HOST = {"systemctl", "journalctl", "virsh", "nft", "df", "ls", "top", "fuser", "py-spy"}
 
 
 def rules() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def minutes(text: str) -> int:
+    """Of Prometheus' `15m` or `1h`."""
+    return int(text[:-1]) * {"m": 1, "h": 60}[text[-1]]
 
 
 def checked(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -82,18 +92,75 @@ def test_alerts_and_readyz_have_the_same_bounds(alert: str, bound: float) -> Non
     assert int(number) ** int(power or 1) == bound
 
 
+def test_times_in_summaries_are_the_rule_s_own() -> None:
+    """What a range looks back on, and for how long that has been so."""
+    for rule in rules():
+        looks_back = {minutes(one) for one in re.findall(r"\[(\w+)\]", rule["expr"])} or {0}
+        said = {int(one) for one in re.findall(r"(\d+) minutes", rule["annotations"]["summary"])}
+        said |= {60} if "last hour" in rule["annotations"]["summary"] else set()
+        assert said <= {one + minutes(rule.get("for", "0m")) for one in looks_back}, rule["alert"]
+
+
 def test_alerts_ask_only_for_metrics_that_there_are() -> None:
     asked = {name for rule in rules() for name in metrics(rule["expr"])}
     assert asked - documented() - {"up"} == set()
 
 
-def test_the_table_of_alerts_is_the_rules() -> None:
-    told = {code(name): severity for name, severity, _ in rows("operate.md", "alert")}
-    assert told == {rule["alert"]: rule["labels"]["severity"] for rule in rules()}
+def test_the_table_of_alerts_is_the_rules_and_the_first_step_of_their_runbooks() -> None:
+    told = {code(name): (severity, first) for name, severity, _, first in rows("operate.md", "alert")}
+    assert told == {
+        rule["alert"]: (rule["labels"]["severity"], rule["annotations"]["runbook"].partition(": ")[0])
+        for rule in rules()
+    }
+    assert [name for name, (_, first) in told.items() if not first.startswith("`")] == []
 
 
-def test_runbooks_name_commands_that_there_are() -> None:
-    known = {code(name).removeprefix("ravebot ") for name, *_ in rows("operate.md", "run")}
-    for rule in rules():
-        for command in re.findall(r"`ravebot ([a-z-]+)", rule["annotations"]["runbook"]):
-            assert any(name.split()[0] == command for name in known), (rule["alert"], command)
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_all_that_a_runbook_names_is_there(rule: dict[str, Any]) -> None:
+    named = codes(rule["annotations"]["runbook"])
+    assert [name for name in named if not is_known(name)] == []
+
+
+def is_known(named: str) -> bool:
+    """Whether it is a command with these options, a program of the host's, a check of /readyz, or a key."""
+    program, *words = shlex.split(named)
+    match program:
+        case "ravebot":
+            return is_command(words)
+        case "!rave":
+            return any(code(said).split()[1] == words[0] for said, _ in rows("operate.md", "say"))
+        case "/readyz":
+            return not words
+    checks = {code(check) for check, _ in rows("operate.md", "check")}
+    return program in HOST | checks or tuple(named.split(".")) in example_keys()
+
+
+def is_command(words: list[str]) -> bool:
+    """Whether there is such a command of ravebot's with these options, and the kinds of events that are asked for."""
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        if not words or words[0] not in command.commands:
+            return False
+        command, *words = command.commands[words[0]], *words[1:]
+    options = {option for parameter in command.params for option in parameter.opts}
+    kinds = [code(kind) for kind, *_ in rows("operate.md", "event")]
+    return {word for word in words if word.startswith("--")} <= options and all(
+        any(kind.startswith(asked) for kind in kinds) for option, asked in pairwise(words) if option == "--kind"
+    )
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "ravebot lists",
+        "ravebot list --all",
+        "ravebot gitlab hooks",
+        "ravebot audit --kind orphans.",
+        "!rave up",
+        "agent",
+        "poll.max_running",
+        "service ravebot status",
+    ],
+)
+def test_what_is_not_there_is_noticed(named: str) -> None:
+    assert not is_known(named)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import timeit
 from datetime import timedelta
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from ravebot.agents.model import TurnState
 from ravebot.sandboxes.model import EndReason, SandboxState, Stage
 from ravebot.store.figures import RunningMachine
 from ravebot.web.metrics import Metrics
-from ravebot.web.metrics.metrics import CI_RESULTS
+from ravebot.web.metrics.series import CI_RESULTS
 from tests.support.records import NOON
 
 GIB = 1024**3
@@ -209,6 +210,70 @@ def test_how_many_projects_have_series_is_the_operator_s_choice(most: int) -> No
         metrics.sandbox_ready(f"group/{number}", timedelta(seconds=1))
     assert len([key for key in shown(metrics) if key[0] == "ravebot_project_cpu_seconds_total"]) == most + 1
     assert value(metrics, "project_sandboxes_ready_total", project="other") == 5 - most
+
+
+SERVED = [(1, "group/a"), (2, "group/b"), (3, "group/c")]
+
+
+def places(metrics: Metrics) -> set[str]:
+    return {labels[0] for name, *labels in shown(metrics) if name == "ravebot_project_sandboxes_ready_total"}
+
+
+def test_a_project_that_is_renamed_keeps_its_place_and_leaves_no_series_behind() -> None:
+    metrics = Metrics(projects=1)
+    metrics.projects_served(SERVED)
+    for path in ("group/a", "group/b"):
+        metrics.sandbox_ready(path, timedelta(seconds=1))
+    assert places(metrics) == {"group/a", "other"}
+    metrics.projects_served([(1, "group/renamed"), *SERVED[1:]])
+    assert places(metrics) == {"group/renamed", "other"}
+    for path in ("group/b", "group/renamed", "group/a"):  # the last as a row has it that was not told yet
+        metrics.sandbox_ready(path, timedelta(seconds=1))
+    metrics.running_seen([a_running_machine(project="group/a")], 1, 1)
+    found = shown(metrics)
+    assert found["ravebot_project_sandboxes_ready_total", "group/renamed"] == 2
+    assert found["ravebot_project_sandboxes_ready_total", "other"] == 2
+    assert found["ravebot_project_sandboxes", "group/renamed"] == 1
+
+
+def test_a_project_that_takes_another_s_old_path_is_counted_by_itself() -> None:
+    metrics = Metrics(projects=2)
+    metrics.projects_served(SERVED)
+    for path in ("group/a", "group/b"):
+        metrics.sandbox_ready(path, timedelta(seconds=1))
+    metrics.projects_served([(1, "group/b"), (2, "group/a")])  # they changed names
+    assert places(metrics) == {"group/a", "group/b"}
+    metrics.projects_served([(1, "group/b"), (2, "group/d")])
+    metrics.projects_served([(1, "group/b"), (2, "group/d"), (4, "group/a")])
+    metrics.sandbox_ready("group/a", timedelta(seconds=1))
+    found = shown(metrics)
+    assert found["ravebot_project_sandboxes_ready_total", "group/d"] == 0
+    assert found["ravebot_project_sandboxes_ready_total", "other"] == 1
+
+
+def test_a_project_that_is_gone_gives_its_place_up_once_it_has_no_machine() -> None:
+    metrics = Metrics(projects=1)
+    metrics.projects_served(SERVED)
+    metrics.running_seen([a_running_machine(project="group/a")], 1, 1)
+    metrics.projects_served(())  # not known for now
+    metrics.projects_served(SERVED[1:])
+    metrics.sandbox_ready("group/b", timedelta(seconds=1))
+    assert places(metrics) == {"group/a", "other"}
+    metrics.running_seen([], 0, 0)
+    metrics.projects_served(SERVED[1:])
+    metrics.sandbox_ready("group/b", timedelta(seconds=1))
+    assert places(metrics) == {"group/b", "other"}
+
+
+def test_ten_thousand_projects_that_come_and_go_and_are_renamed_make_no_more_series_than_the_bound() -> None:
+    metrics, chance = Metrics(projects=5), Random(7)
+    for _ in range(50):
+        served = [(number, f"group/{number}-{chance.randrange(3)}") for number in chance.sample(range(10_000), 200)]
+        metrics.projects_served(served)
+        for _, path in served[:20]:
+            metrics.machine_used(path, 1.0, 1, 1)
+        metrics.running_seen([a_running_machine(project=path) for _, path in served[:10]], 0, 0)
+        assert len(places(metrics)) <= 6
 
 
 def test_a_thousand_machines_have_series_and_no_more() -> None:

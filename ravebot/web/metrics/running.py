@@ -48,23 +48,23 @@ _FAMILIES = (
 )
 NAMES = tuple(f"ravebot_machine_{family.name}" for family in _FAMILIES)
 LABELS = ("project", "mr", "machine")
+"""As `_labels` writes them."""
 
 
 def written(running: Iterable[RunningMachine]) -> bytes:
-    """The series in Prometheus' text format."""
+    """The series in Prometheus' text format. Of many this takes a while: not to be done in the event loop."""
     labelled = [(_labels(one), one) for one in list(running)[:MOST]]
     lines: list[str] = []
     for name, family in zip(NAMES, _FAMILIES, strict=True):
         lines += [f"# HELP {name} {family.text}", f"# TYPE {name} {family.kind}"]
-        for labels, one in labelled:
-            if (value := family.value(one)) is not None:
-                lines.append(f"{name}{labels} {float(value)!r}")
+        value = family.value
+        lines += [f"{name}{labels} {float(now)!r}" for labels, one in labelled if (now := value(one)) is not None]
     return ("\n".join(lines) + "\n").encode()
 
 
 def _labels(one: RunningMachine) -> str:
-    values = (one.project, f"{one.project}!{one.iid}", one.name)
-    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(LABELS, values, strict=True)) + "}"
+    project, machine = _escaped(one.project), _escaped(one.name)
+    return f'{{project="{project}",mr="{project}!{one.iid}",machine="{machine}"}}'
 
 
 def _escaped(value: str) -> str:

@@ -64,12 +64,12 @@ done | {
 }
 '
 
-# The agent of a keeper that was killed: its number may be written a moment after.
+# The agent and what it started: its number may be written a moment after the keeper's, and name a group a moment later.
 end_agent() {
-    tries=100
-    until [ -s pid ] || [ -e ended ] || [ "$tries" -eq 0 ]; do sleep 0.01; tries=$((tries - 1)); done
-    [ -e ended ] || { read -r agent <pid && kill -KILL "-$agent"; } 2>/dev/null
+    tries=500
+    until [ -e ended ] || killed || [ "$tries" -eq 0 ]; do sleep 0.01; tries=$((tries - 1)); done
 }
+killed() { read -r agent <pid && { kill -KILL "-$agent" || [ ! -e "/proc/$agent" ]; }; } 2>/dev/null
 
 # By its process id and the time at which that process started: ids are used again.
 alive() {
@@ -135,7 +135,7 @@ exec 6<&-
 while IFS=' ' read -r key line; do
     case $key in
         '!kill')
-            read -r agent <pid && kill -KILL "-$agent" 2>/dev/null
+            end_agent
             continue
             ;;
         *[!a-z0-9-]* | '') continue ;;
