@@ -135,7 +135,7 @@ class Bot:
         logs = [(self.config.state_dir / CONSOLES, "*.log*")]
         if os.access(QEMU_LOGS, os.W_OK):  # otherwise the timer ravebot-logs removes them
             logs.append((QEMU_LOGS, f"{naming.pattern(self.config.instance)}.log*"))
-        housekeeping = Housekeeping(self.clock, self.database, self.config.keep, tuple(logs))
+        housekeeping = Housekeeping(self.clock, self.database, self.provider, self.config.keep, tuple(logs))
         measuring = Measuring(
             self.config, self.clock, self.database, self.provider, self.metrics, TARGETS, lambda: self.poller.projects
         )

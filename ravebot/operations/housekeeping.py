@@ -1,4 +1,8 @@
-"""Periodic work: old rows and logs are removed."""
+"""Periodic work: old rows and logs are removed.
+
+By the clock alone everything would be old once it is ahead. So a day has to pass between two looks before something is
+forgotten: after a jump of the clock, or after ravebot was off for days, only the next day's look does.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,10 @@ from pathlib import Path
 import structlog
 
 from ravebot.agents.limits import day_of
-from ravebot.clock import Clock
+from ravebot.clock import Clock, from_us
 from ravebot.config.model import KeepConfig
-from ravebot.errors import StoreError
+from ravebot.errors import StoreError, Unavailable
+from ravebot.providers.base import Provider
 from ravebot.store import (
     agent_figures,
     agent_texts,
@@ -30,7 +35,7 @@ from ravebot.store import (
     runs,
     sandboxes,
 )
-from ravebot.store.database import Database
+from ravebot.store.database import Database, Transaction, get_meta, set_meta
 
 log = structlog.get_logger()
 
@@ -39,7 +44,11 @@ _KEEP_ALERTS = timedelta(days=30)
 _KEEP_FACTS = timedelta(days=30)
 """What was read of projects, and what persons used: no text of anybody's."""
 _ROWS_AT_ONCE = 500
-_DAY_SECONDS = 24 * 3600
+_LOOK_SECONDS = 3600
+_LEAST, _MOST = timedelta(hours=20), timedelta(days=3)
+"""Between two looks of which the second forgets."""
+LOOKED_AT = "housekeeping_at"
+"""When it was the turn of a look last."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +57,33 @@ class Housekeeping:
 
     clock: Clock
     database: Database
+    provider: Provider
     keep: KeepConfig
     logs: tuple[tuple[Path, str], ...]  # folders, and the pattern of our machines' logs in each
 
     async def forget(self) -> None:
         """Daily: remove old rows and machines' logs, and log the event log's head, so that a cut end is noticed."""
+        logs_are_due = False
         while True:
             try:
-                await self._forget()
+                if await self.database.write(_is_due):
+                    logs_are_due = True
+                    await self._forget()
+                if logs_are_due:
+                    await self._forget_logs()
+                    logs_are_due = False
             except StoreError as error:
                 log.warning("old rows could not be dropped", error=str(error))
-            await asyncio.sleep(_DAY_SECONDS)
+            except Unavailable as error:
+                log.info("old logs are removed later: it is not known which machines there are", error=str(error))
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _forget_logs(self) -> None:
+        """Those of machines that neither the database nor the provider has."""
+        there = {machine.name for machine in (await self.provider.list()).machines}
+        live = frozenset(machine.name for machine in await self.database.read(machines.live))
+        for folder, pattern in self.logs:
+            await asyncio.to_thread(_forget_logs, folder, pattern, self.keep.consoles, live | there)
 
     async def _forget(self) -> None:
         keep = self.keep
@@ -76,10 +101,17 @@ class Housekeeping:
         while await self.database.write(lambda tx: api_tokens.forget_answers(tx, _ROWS_AT_ONCE)):
             await asyncio.sleep(0)
         await self.database.write(lambda tx: agent_figures.forget_days(tx, day_of(tx.now - _KEEP_FACTS)))
-        live = frozenset(machine.name for machine in await self.database.read(machines.live))
-        for folder, pattern in self.logs:
-            await asyncio.to_thread(_forget_logs, folder, pattern, keep.consoles, live)
         log.info("event log", head=await self.database.read(events.head))
+
+
+def _is_due(tx: Transaction) -> bool:
+    """Whether something may be forgotten now; notes that this was looked at, unless the day is not over yet."""
+    known = get_meta(tx, LOOKED_AT)
+    since = tx.now - from_us(int(known)) if known else None
+    if since is not None and timedelta(0) <= since < _LEAST:
+        return False
+    set_meta(tx, LOOKED_AT, str(tx.now_us))
+    return since is not None and timedelta(0) <= since <= _MOST
 
 
 def _forget_logs(folder: Path, pattern: str, older_than: timedelta, live: Collection[str]) -> None:

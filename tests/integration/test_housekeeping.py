@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 
 from ravebot.agents.model import TurnState
+from ravebot.clock import to_us
 from ravebot.config.model import KeepConfig
 from ravebot.errors import Unavailable
-from ravebot.operations.housekeeping import Housekeeping
+from ravebot.operations.housekeeping import LOOKED_AT, Housekeeping
 from ravebot.operations.measuring import Measuring
 from ravebot.sandboxes.model import RAVEBOT, Stage, StageResult
 from ravebot.store import agent_texts, agent_work, api_tokens, conversations, inbox, outbox, sandboxes
 from ravebot.store.api_tokens import ApiToken, KeptAnswer, TokenId
-from ravebot.store.database import Transaction
+from ravebot.store.database import Transaction, set_meta
 from ravebot.store.targets import TARGETS
 from tests.support.agent_yard import ALICE, an_agent_yard
 from tests.support.records import a_merge_request
@@ -42,7 +43,13 @@ async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
 
 
 def housekeeping(yard: Yard, *logs: tuple[Path, str], keep: KeepConfig | None = None) -> Housekeeping:
-    return Housekeeping(yard.clock, yard.database, keep or KeepConfig(), logs)
+    return Housekeeping(yard.clock, yard.database, yard.provider, keep or KeepConfig(), logs)
+
+
+async def a_day_on(yard: Yard) -> None:
+    """As if the last look had been a day ago."""
+    yesterday = to_us(yard.clock.now() - timedelta(days=1))
+    await yard.write(lambda tx: set_meta(tx, LOOKED_AT, str(yesterday)))
 
 
 def measuring(yard: Yard) -> Measuring:
@@ -86,6 +93,7 @@ async def test_logs_of_machines_that_are_long_gone_are_removed_and_no_others(yar
     ]
     elsewhere = tmp_path / "nowhere", "*.log*"
     logs = tmp_path, "rave-test-??????????.log*"
+    await a_day_on(yard)
     async with at_work(housekeeping(yard, elsewhere, logs).forget()):
         await until_gone(old)
         await until_gone(rolled)
@@ -97,6 +105,7 @@ async def test_a_log_that_can_not_be_removed_keeps_no_other_from_it(yard: Yard, 
     stubborn.mkdir()
     os.utime(stubborn, (0, 0))
     old = log_of(tmp_path, "b.log", 8)
+    await a_day_on(yard)
     async with at_work(housekeeping(yard, (tmp_path, "*.log*")).forget()):
         await until_gone(old)
     assert stubborn.exists()
@@ -126,10 +135,12 @@ async def test_rows_are_forgotten_when_nobody_can_ask_for_them_again_and_events_
 
     tidy = housekeeping(yard)
     yard.pass_by(days=6)
+    await a_day_on(yard)
     async with at_work(tidy.forget()):
         await asyncio.sleep(0.2)
     assert not await all_is_forgotten()
     yard.pass_by(days=9)
+    await a_day_on(yard)
     async with at_work(tidy.forget()), asyncio.timeout(5):
         while not await all_is_forgotten():
             await asyncio.sleep(0.01)
@@ -137,6 +148,48 @@ async def test_rows_are_forgotten_when_nobody_can_ask_for_them_again_and_events_
     assert await rows("SELECT COUNT(*) FROM outbox WHERE delivered_at IS NOT NULL") == [(0,)]
     assert len(await yard.outbox()) == waiting
     assert await yard.events() == known
+
+
+async def test_a_clock_that_jumps_ahead_makes_nothing_be_forgotten_before_it_stays_there_for_a_day(yard: Yard) -> None:
+    def keep(tx: Transaction) -> None:
+        inbox.add(tx, source="gitlab", key="handled", lane="lane", kind="note", body="{}")
+        inbox.handled(tx, 1, "done")
+
+    async def looked() -> bool:
+        """Look as after a restart; whether the key by which a second delivery is recognised is still there."""
+        async with at_work(housekeeping(yard).forget()):
+            await asyncio.sleep(0.05)
+        return await yard.read(lambda tx: tx.one("SELECT 1 FROM inbox")) is not None
+
+    await yard.write(keep)
+    assert await looked()
+    for days in (1, 400, -400, 1, 30, -30, 365 * 60, -365 * 60):
+        yard.pass_by(days=days)
+        assert await looked()
+    yard.pass_by(days=30)  # from now on it is so, or ravebot was off so long
+    for _ in range(3):
+        assert await looked()
+        yard.pass_by(hours=5)
+    yard.pass_by(hours=5)
+    assert not await looked()
+
+
+async def test_the_log_of_a_machine_that_only_the_provider_knows_is_kept(yard: Yard, tmp_path: Path) -> None:
+    """After a restore the database does not know those that were made since."""
+    await yard.make_ready(MR)
+    unknown = (await yard.machine(MR)).name
+    await yard.write(lambda tx: tx.execute("UPDATE machines SET state = 'gone'"))
+    kept, old = log_of(tmp_path, f"{unknown}.log", 8), log_of(tmp_path, f"{GONE}.log", 8)
+    await a_day_on(yard)
+    yard.provider.fails["list"] = Unavailable("libvirt is away")
+    async with at_work(housekeeping(yard, (tmp_path, "*.log*")).forget()):
+        await asyncio.sleep(0.1)
+        assert old.exists()  # nobody knows which machines there are
+    yard.provider.fails.clear()
+    await a_day_on(yard)
+    async with at_work(housekeeping(yard, (tmp_path, "*.log*")).forget()):
+        await until_gone(old)
+    assert kept.exists()
 
 
 @pytest.mark.parametrize("kept", ["consoles", "output", "messages", "requests"])
@@ -162,6 +215,7 @@ async def test_each_is_kept_as_long_as_the_configuration_says(yard: Yard, tmp_pa
     await yard.write(keep)
     yard.pass_by(days=19)
     tidy = housekeeping(yard, (tmp_path, "*.log*"), keep=KeepConfig(**{kept: timedelta(days=20)}))
+    await a_day_on(yard)
     async with at_work(tidy.forget()), asyncio.timeout(5):
         while len(await yard.read(left)) + console.exists() > 1:
             await asyncio.sleep(0.01)
@@ -185,6 +239,7 @@ async def test_answers_that_a_key_gets_no_more_are_forgotten(yard: Yard) -> None
     async def keys() -> list[str]:
         return [row["key"] for row in await yard.read(lambda tx: tx.all("SELECT key FROM api_answers"))]
 
+    await a_day_on(yard)
     async with at_work(housekeeping(yard).forget()), asyncio.timeout(5):
         while await keys() != ["new"]:
             await asyncio.sleep(0.01)
@@ -215,6 +270,7 @@ async def test_a_clock_that_was_set_back_loses_nothing(yard: Yard) -> None:
 
     await yard.write(keep)
     yard.clock.advance(timedelta(days=-30))
+    await a_day_on(yard)
     async with at_work(housekeeping(yard).forget()):
         await asyncio.sleep(0.2)
     assert await yard.read(lambda tx: tx.one("SELECT 1 FROM inbox")) is not None
@@ -241,10 +297,13 @@ async def test_what_was_said_to_agents_is_forgotten_after_thirty_days_but_not_th
             return (await world.yard.read(lambda tx: tx.all(f"SELECT {sql} AS n")))[0]["n"]  # type: ignore[no-any-return]
 
         world.yard.pass_by(days=29)
+        await a_day_on(world.yard)
         async with at_work(housekeeping(world.yard).forget()):
             await asyncio.sleep(0.2)
         assert await texts() == ["the secret plan", "not given yet"]
         world.yard.pass_by(days=2)
+        await world.yard.empty_outbox()  # what is not delivered yet is not forgotten
+        await a_day_on(world.yard)
         async with at_work(housekeeping(world.yard).forget()), asyncio.timeout(5):
             while await rows_left():
                 await asyncio.sleep(0.01)
@@ -253,6 +312,21 @@ async def test_what_was_said_to_agents_is_forgotten_after_thirty_days_but_not_th
         assert (turn.answer, turn.state) == ("", TurnState.DONE)
         assert (await world.turn(waits)).state is TurnState.QUEUED
         assert await world.yard.events() == known
+
+
+async def test_an_answer_that_is_not_delivered_yet_is_not_forgotten(tmp_path: Path) -> None:
+    async with an_agent_yard(tmp_path / "state") as world:
+        await world.ready()
+        turn = await world.taken()
+        await world.answered(turn, "the answer")
+        assert [kind for _, _, kind, _ in await world.yard.outbox() if kind == "answer"]
+        world.yard.pass_by(days=31)
+        forgets = lambda tx: agent_texts.forget(tx, KeepConfig().talks, 500)  # noqa: E731
+        await world.yard.write(forgets)
+        assert (await world.turn(turn)).answer == "the answer"
+        await world.yard.empty_outbox()
+        await world.yard.write(forgets)
+        assert (await world.turn(turn)).answer == ""
 
 
 async def test_old_texts_are_forgotten_in_small_transactions(tmp_path: Path) -> None:

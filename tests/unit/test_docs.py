@@ -260,7 +260,7 @@ def test_every_command_and_option_that_installs_is_there(page: str) -> None:
 
 
 def test_the_page_on_installing_has_the_questions_that_are_asked() -> None:
-    asked = [question.prompt for question in QUESTIONS if question.asked is Asked.ALWAYS]
+    asked = [question.prompt for question in QUESTIONS if question.asked in (Asked.ALWAYS, Asked.OFFERED)]
     assert [prompt for prompt, _ in rows("install.md", "it asks for")] == asked
 
 
@@ -313,6 +313,12 @@ def test_dev_installs_every_package_that_a_build_needs() -> None:
 
 
 # Links and files.
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_line_has_at_most_120_characters_unless_it_is_a_table_s_or_an_address(page: Path) -> None:
+    lines = [re.sub(r"https?://\S+", "", line) for line in page.read_text().splitlines() if not line.startswith("|")]
+    assert [line for line in lines if len(line) > 120] == []
 
 
 def test_readme_is_at_most_150_lines_long() -> None:
