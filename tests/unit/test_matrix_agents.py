@@ -86,7 +86,7 @@ class Reader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._open:
             self.code += data
-            self.text += "".join("x" if char.isalpha() else "-" for char in data)
+            self.text += "".join("x" if char.isalpha() else " " if char.isspace() else "-" for char in data)
         else:
             self.text += data
 
@@ -134,6 +134,7 @@ def test_hostile_titles_of_what_an_agent_does_are_harmless_and_a_notice(what: st
 @given(st.text(alphabet=st.sampled_from("ab*_`[]()!<>&#@:/.~-|>\n \\\u202e0123456789")))
 @example(".`00`")
 @example("`//`:")
+@example("@` `:0")
 def test_no_mixture_of_marks_becomes_a_link_a_mention_or_a_tag(text: str) -> None:
     assert_harmless(shown(f"x{text}"))
 
