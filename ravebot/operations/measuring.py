@@ -21,8 +21,8 @@ from ravebot.store.database import Database, Transaction
 from ravebot.store.figures import Backlog, RunningMachine
 from ravebot.store.targets import Target
 from ravebot.web.metrics import Metrics
-from ravebot.web.metrics.metrics import SOURCES
 from ravebot.web.metrics.running import written
+from ravebot.web.metrics.series import SOURCES
 
 log = structlog.get_logger()
 

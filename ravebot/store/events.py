@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
 from dataclasses import dataclass
 from datetime import datetime
@@ -42,6 +43,10 @@ class Verification:
     rows: int
     head: str
     broken_at: int | None = None
+
+
+NOTHING = Verification(0, GENESIS)
+"""Where a check begins."""
 
 
 @dataclass(frozen=True)
@@ -129,19 +134,29 @@ def append(
     return Event(number, tx.now, kind, actor, mr, sandbox_id, machine_id, data or {})
 
 
-def verify(tx: Transaction) -> Verification:
-    """Recompute every hash; finds rows that were changed, removed or inserted. A cut end shows only in `head`."""
-    before, count, expected = GENESIS, 0, 1
-    early = tx.one("SELECT id FROM events WHERE id < 1 ORDER BY id LIMIT 1")
+def verify(tx: Transaction, so_far: Verification = NOTHING, most: int | None = None) -> Verification:
+    """Recompute every hash; finds rows that were changed, removed or inserted. A cut end shows only in `head`.
+
+    Goes on after what was found `so_far`, for at most so many rows.
+    """
+    before, count = so_far.head, so_far.rows
+    early = tx.one("SELECT id FROM events WHERE id < 1 ORDER BY id LIMIT 1") if not count else None
     if early:
         return Verification(0, before, early["id"])
-    while rows := tx.all(f"SELECT {_RAW} FROM events WHERE id >= ? ORDER BY id LIMIT 1000", (expected,)):  # noqa: S608 - a constant
+    end = math.inf if most is None else count + most
+    while count < end:
+        rows = tx.all(
+            f"SELECT {_RAW} FROM events WHERE id > ? ORDER BY id LIMIT ?",  # noqa: S608 - a constant
+            (count, int(min(1000, end - count))),
+        )
+        if not rows:
+            break
         for row in rows:
             content = _decoded(row)
             found = content.pop("hash")
-            if row["id"] != expected or found != _hash(before, content):
-                return Verification(count, before, expected)
-            before, count, expected = found, count + 1, expected + 1
+            if row["id"] != count + 1 or found != _hash(before, content):
+                return Verification(count, before, count + 1)
+            before, count = found, count + 1
     return Verification(count, before)
 
 

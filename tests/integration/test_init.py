@@ -83,6 +83,7 @@ class Place:
             (folder / name).write_text(text + "\n")
             (folder / name).chmod(0o600)
         self.room = f"#r{uuid.uuid4().hex[:8]}:localhost"
+        self.alerts_room = f"#a{uuid.uuid4().hex[:8]}:localhost"
         self.answers = {
             "--state-dir": str(self.state),
             "--matrix-user": world.account.user_id,
@@ -97,6 +98,7 @@ class Place:
             "--allow-from": "192.0.2.0/24",
             "--public-url": "https://ravebot.example.org",
             "--image": str(self.image),
+            "--alerts-room": self.alerts_room,
         }
         self.environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
 
@@ -125,8 +127,8 @@ class Place:
     def readable_by_others(self) -> list[Path]:
         """Files with a secret that another user could read."""
         known = [*self.world.secrets]
-        hook = self.config.parent / "secrets" / "gitlab-webhook"
-        known += [hook.read_text().strip()] if hook.exists() else []
+        made = [self.config.parent / "secrets" / name for name in ("gitlab-webhook", "alertmanager-token")]
+        known += [path.read_text().strip() for path in made if path.exists()]
         files = [path for path in self.folder.rglob("*") if path.is_file() and path != self.image]
         open_ones = [path for path in files if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)]
         return [path for path in open_ones if any(secret in path.read_text(errors="replace") for secret in known)]
@@ -177,6 +179,17 @@ async def test_a_script_gets_a_configuration_that_works_and_can_repeat_it(instal
     assert place.readable_by_others() == []
     assert "reverse_proxy 127.0.0.1:80" in text
     assert "2200-" in text
+
+    # Alerts: a token that only ravebot reads, its room, and what Alertmanager needs.
+    token = loaded.secrets.alertmanager_token or ""
+    assert re.fullmatch("[0-9a-f]{64}", token)
+    assert token not in text
+    assert place.config.parent.joinpath("secrets", "alertmanager-token").stat().st_mode & 0o777 == 0o600
+    assert loaded.config.matrix.operations_room == loaded.config.monitoring.usage_report == place.alerts_room
+    assert "/webhooks/alertmanager" in text
+    alerts_room = (await world.account.call("GET", "directory", "room", place.alerts_room))["room_id"]
+    named = await world.account.call("GET", "rooms", alerts_room, "state", "m.room.name", "")
+    assert named["name"] == "Operations of ravebot"
 
     # Its login is the one that `ravebot run` will use, and the only new device.
     kept = json.loads((place.state / "matrix.json").read_text())
@@ -358,7 +371,9 @@ async def test_wrong_answers_are_asked_again_with_cause_and_mend(place: Place) -
             ("192.0.2.7/24", "with all host bits zero"),
             ("192.0.2.0/24", "Address of ravebot"),
             ("https://192.0.2.7", "must not be ravebot's host name"),
-            ("https://ravebot.example.org", "Do all this?"),
+            ("https://ravebot.example.org", "Enter alone: leave it out"),
+            ("#dev:nowhere.invalid", "there is no room #dev:nowhere.invalid"),
+            ("", "Do all this?"),
             ("subnet", "Private network"),
             ("127.0.0.0/8", "not a private network"),
             ("10.201.0.0/24", "Do all this?"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -23,6 +25,7 @@ from tests.support.clock import ManualClock
 pytestmark = pytest.mark.integration
 
 REF = MergeRequestRef(7, 1)
+T = TypeVar("T")
 KINDS = list(EventKind)[:5]
 
 
@@ -161,6 +164,35 @@ async def test_a_thousand_rows_and_more_are_checked_to_the_last(database: Databa
     assert (await database.read(events.verify)).rows == 1205
     tamper(database, "UPDATE events SET actor = 'x' WHERE id = 1205")
     assert await broken_at(database) == 1205
+
+
+class WatchedDatabase(Database):
+    """Looks after each reading whether SQLite may begin its write-ahead log anew."""
+
+    fresh = 0
+
+    async def read(self, function: Callable[[Transaction], T]) -> T:
+        result = await super().read(function)
+        with closing(sqlite3.connect(self.path, timeout=0)) as connection:
+            busy, pages, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self.fresh += (busy, pages) == (0, 0)
+        return result
+
+
+async def test_a_check_of_the_whole_log_does_not_keep_the_write_ahead_log_from_being_begun_anew(tmp_path: Path) -> None:
+    def many(tx: Transaction) -> None:
+        for _ in range(1500):
+            events.append(tx, EventKind.STAGE_DONE, RAVEBOT)
+
+    async with WatchedDatabase(tmp_path / "ravebot.db", ManualClock()) as database:
+        await database.write(many)
+        await database.write(many)
+        report = await audit.read(database, AuditQuery(verify=True, limit=1))
+        assert (report.checked_rows, report.broken_at) == (3000, None)
+        assert database.fresh >= 4, "once in a thousand rows"
+        tamper(database, "UPDATE events SET actor = 'x' WHERE id = 2500")
+        report = await audit.read(database, AuditQuery(verify=True, limit=1))
+        assert (report.checked_rows, report.broken_at) == (2499, 2500)
 
 
 async def test_an_event_whose_transaction_fails_is_not_in_the_log(database: Database) -> None:

@@ -21,7 +21,7 @@ from ravebot.config.tree import KeyPath, Value
 from ravebot.errors import ConfigError, Refused
 from ravebot.operations.doctor.finding import Finding
 from ravebot.operations.doctor.matrix import Login
-from ravebot.operations.init import draft, proxy, trials, write
+from ravebot.operations.init import alerting, draft, proxy, trials, write
 from ravebot.operations.init.asking import TerminalRespondent
 from ravebot.operations.init.flow import Interview, missing, usable
 from ravebot.operations.init.given import begin
@@ -29,6 +29,7 @@ from ravebot.operations.init.inquiry import Asked, Inquiry, Question, Trial, sec
 from ravebot.operations.init.matrix import PendingInvite, invite_to
 from ravebot.operations.init.questions import BY_NAME, QUESTIONS, named
 from ravebot.terminal import Output
+from tests.support.prometheus import MONITORING
 
 T = TypeVar("T")
 PATH = Path("/etc/ravebot/config.yaml")
@@ -95,6 +96,7 @@ def test_a_secret_is_a_file_and_has_no_variable() -> None:
 
 def test_a_person_is_asked_at_most_ten_questions() -> None:
     assert sum(question.asked is Asked.ALWAYS for question in QUESTIONS) <= 10
+    assert [question.name for question in QUESTIONS if question.asked is Asked.OFFERED] == ["alerts_room"]
 
 
 def test_what_is_asked_is_tested_at_once_unless_its_form_says_all() -> None:
@@ -411,6 +413,81 @@ def test_another_server_or_account_is_sent_no_secret_of_the_earlier_one(
             BY_NAME[secret].secret is False or secret == "matrix_password" or begun.secrets[secret] == f"new {secret}"
         )
     assert ("matrix_token" in asked) == ("matrix_password" not in begun.secrets)
+
+
+def found_right(coro: Coroutine[object, object, T]) -> T:
+    """Proposals are made; every test finds that all is well."""
+    if inspect.iscoroutine(coro) and coro.cr_code.co_name == "usage_report":
+        with pytest.raises(StopIteration) as done:
+            coro.send(None)
+        return cast(T, done.value.value)
+    coro.close()
+    return cast(T, [])
+
+
+ALERTS: dict[str, Value] = {
+    "matrix": {"operations_room": "#ops:example.org"},
+    "monitoring": {"alertmanager_token_file": "/x/alertmanager"},
+}
+
+
+def interviewed(existing: dict[str, Value], answer: str | None, **given: str) -> tuple[Inquiry, Interview, Person]:
+    """What is known after an interview in which all is given but for alerts; None: nobody is there to be asked."""
+    begun = Inquiry(BY_NAME, PATH, existing, login=Login("token", "device"))
+    begun.kept_secrets = {"alertmanager_token": "kept"} if "monitoring" in existing else {}
+    person = Person([] if answer is None else [answer])
+    interview = Interview(begun, {**ANSWERS, **SECRETS, **given}, person, found_right, brief=answer is None)
+    interview.hold()
+    return begun, interview, person
+
+
+def test_a_room_for_alerts_brings_their_token_and_the_weekly_report() -> None:
+    begun, interview, person = interviewed({}, "#ops:example.org")
+    assert person.asked == ["alerts_room"]
+    text = draft.fresh(begun.values())
+    config, warnings = judge(PATH, text)
+    assert warnings == ()
+    assert config.matrix.operations_room == config.monitoring.usage_report == "#ops:example.org"
+    assert config.monitoring.alertmanager_token_file == Path("/etc/ravebot/secrets/alertmanager-token")
+    assert len(token := begun.secrets["alertmanager_token"]) == 64
+    assert token not in text
+
+    person.answers = [""]
+    interview.again("alerts_room")
+    assert "alertmanager_token" not in begun.secrets
+    assert not {"matrix.operations_room", "monitoring.usage_report"} & {
+        ".".join(map(str, key)) for key in begun.values()
+    }
+
+
+@pytest.mark.parametrize("answer", ["", None])
+@pytest.mark.parametrize("existing", [{}, {"matrix": {"operations_room": "#ops:example.org"}}])
+def test_enter_alone_or_a_script_that_does_not_ask_for_alerts_changes_nothing_of_them(
+    existing: dict[str, Value], answer: str | None
+) -> None:
+    begun, _, _ = interviewed(existing, answer)
+    touched = {".".join(map(str, key)) for key in begun.values()}
+    assert [key for key in touched if key.startswith("monitoring") or key == "matrix.operations_room"] == []
+
+
+@pytest.mark.parametrize("answer", ["#ops:example.org", None])
+def test_alerts_that_are_set_up_stay_so_with_their_token_and_no_report_that_nobody_wanted(answer: str | None) -> None:
+    begun, _, _ = interviewed(ALERTS, answer)
+    assert begun.secrets["alertmanager_token"] == "kept"
+    assert begun.values()["monitoring", "alertmanager_token_file"] == "/x/alertmanager"
+    assert begun.values()["matrix", "operations_room"] == "#ops:example.org"
+    assert "usage_report" not in {name for name, text in begun.answers.items() if text}
+
+
+def test_the_lines_for_alertmanager_are_those_of_the_example() -> None:
+    config, _ = judge(PATH, draft.fresh(interviewed({}, "#ops:example.org", listen="127.0.0.1:8080")[0].values()))
+    [printed] = yaml.safe_load(alerting.receiver(config))["receivers"]
+    example = yaml.safe_load((MONITORING / "alertmanager" / "alertmanager.yml").read_text())
+    assert printed in example["receivers"]
+    token = "/etc/ravebot/secrets/alertmanager-token /etc/alertmanager/ravebot-token"
+    assert alerting.copying(config) == f"install -D -o prometheus -m 600 {token}"
+    everywhere = config.model_copy(update={"http": config.http.model_copy(update={"listen": "0.0.0.0:9000"})})
+    assert "url: http://127.0.0.1:9000/webhooks/alertmanager\n" in alerting.receiver(everywhere)
 
 
 def test_a_proposal_that_can_not_be_made_is_asked_for() -> None:

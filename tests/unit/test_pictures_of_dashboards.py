@@ -40,6 +40,19 @@ def test_values_are_written_with_their_unit(value: float, unit: str, text: str) 
     assert words(value, unit) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "unit", "decimals", "text"),
+    [(6.01, "short", 0, "6"), (0.0103, "percentunit", 0, "1 %"), (0.153, "none", 2, "0.15"), (90, "s", 0, "1.5 min")],
+)
+def test_a_panel_says_how_many_decimals_there_are(value: float, unit: str, decimals: int, text: str) -> None:
+    assert words(value, unit, decimals) == text
+
+
+def test_an_axis_of_time_has_steps_that_people_count_in() -> None:
+    drawn = chart([Line("some", ((0.0, 10.0), (100.0, 75.0)))], FRAME)
+    assert [text for text in ("30 s", "1 min", "1.5 min", "2 min") if f">{text}<" not in drawn] == []
+
+
 def test_a_line_has_a_gap_where_there_is_no_value_and_a_chart_without_values_says_so() -> None:
     points = tuple((float(at), math.nan if at == 50 else at / 10) for at in range(0, 101, 10))
     assert chart([Line("some", points)], FRAME).count("<polyline") == 2

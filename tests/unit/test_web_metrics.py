@@ -15,7 +15,7 @@ from ravebot.agents.model import TurnState
 from ravebot.sandboxes.model import EndReason, SandboxState, Stage
 from ravebot.store.figures import RunningMachine
 from ravebot.web.metrics import Metrics
-from ravebot.web.metrics.metrics import CI_RESULTS
+from ravebot.web.metrics.series import CI_RESULTS
 from tests.support.records import NOON
 
 GIB = 1024**3

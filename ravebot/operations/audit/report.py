@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ravebot.clock import SystemClock
@@ -14,25 +15,42 @@ from ravebot.operations.reports import AuditLine, AuditQuery, AuditReport
 from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.store import events, merge_requests
 from ravebot.store.database import Database, Transaction
-from ravebot.store.events import Which
+from ravebot.store.events import NOTHING, Verification, Which
+
+_AT_ONCE = 1000
 
 
-def report(tx: Transaction, asked: AuditQuery) -> AuditReport:
-    """The newest of those events. Raises Refused for an unknown merge request or project."""
-    checked = events.verify(tx) if asked.verify else None
+def report(tx: Transaction, asked: AuditQuery, checked: Verification = NOTHING) -> AuditReport:
+    """The newest of those events. Raises Refused for an unknown merge request or project.
+
+    `checked` is what is known of the log so far, if it was asked whether it is intact.
+    """
     found = events.lines(tx, asked.limit, which(tx, asked))
     lines = tuple([AuditLine(**vars(line)) for line in found])
-    if checked is None:
+    if not asked.verify:
         return AuditReport(lines, events.head(tx))
+    if checked.broken_at is None:
+        checked = events.verify(tx, checked)
     return AuditReport(lines, events.head(tx), checked.rows, checked.broken_at)
 
 
 async def read(database: Database, asked: AuditQuery) -> AuditReport:
     """The report. Raises StoreError, also if the database was altered so much that it can't be read."""
     try:
-        return await database.read(lambda tx: report(tx, asked))
+        checked = await _checked(database) if asked.verify else NOTHING
+        return await database.read(lambda tx: report(tx, asked, checked))
     except sqlite3.DatabaseError as error:
         raise unreadable(database, error) from error
+
+
+async def _checked(database: Database) -> Verification:
+    """The log up to now, in many readings: during one, SQLite can't begin its write-ahead log anew."""
+    found = NOTHING
+    while True:
+        before = found
+        found = await database.read(partial(events.verify, so_far=before, most=_AT_ONCE))
+        if found.broken_at is not None or found.rows < before.rows + _AT_ONCE:
+            return found
 
 
 async def read_offline(state_dir: Path, asked: AuditQuery) -> AuditReport:

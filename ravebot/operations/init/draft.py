@@ -24,6 +24,7 @@ _COMMENTS = {
     "matrix.password_file": "One login is made with it, and kept in state_dir.",
     "matrix.admins": "Who may invite ravebot to rooms, and use every command on every project.",
     "matrix.users": "Matrix id: GitLab user name. What people may do in Matrix depends on their role in GitLab.",
+    "matrix.operations_room": "Told of alerts, and of what ravebot needs help with.",
     "matrix.rooms": "Which projects are announced in which rooms.",
     "gitlab.projects": "The projects whose merge requests get sandboxes.",
     "http.listen": "Put a TLS proxy in front of it.",
@@ -31,6 +32,8 @@ _COMMENTS = {
     "sandbox.host": "What people connect to. It must be no name of GitLab, Matrix or ravebot, nor a parent of one.",
     "access.allow_from": "The networks that can reach the sandboxes. Empty: all.",
     "provider.bridge": "The sandboxes' own network on this host.",
+    "monitoring.alertmanager_token_file": "The line that Alertmanager sends, too.",
+    "monitoring.usage_report": "Told each Monday what was used in the week before.",
     "provider.image": "The qcow2 file that machines start from.",
 }
 

@@ -75,10 +75,13 @@ class Interview:
     def hold(self) -> None:
         """Ask all. Raises WrongAnswer when there is nobody to ask again."""
         for question in QUESTIONS:
-            if question.secret:
-                self._secret(question)
-            else:
-                self._plain(question)
+            self._hear(question)
+
+    def _hear(self, question: Question) -> None:
+        if question.secret:
+            self._secret(question)
+        else:
+            self._plain(question)
 
     def again(self, name: str) -> None:
         """Ask for one answer again; of another server or account, for its secret and what was found there, too."""
@@ -90,18 +93,25 @@ class Interview:
             self._ask_secret(question, self._kept_place(question))
             return
         self._ask(question, before)
-        if answers[name] == before:
+        if answers.get(name) == before:
             return
         if name in _SERVERS["matrix_password"]:
             self._forget_account(base)
             if name == "matrix_user" and str(before).partition(":")[2] != answers[name].partition(":")[2]:
                 self._ask(BY_NAME["matrix_homeserver"], answers["matrix_homeserver"])
             self._ask_secret(BY_NAME["matrix_password"], self._kept_place(BY_NAME["matrix_password"]))
-            self._confirm("room")
+            for room in ("room", "alerts_room"):
+                if room in answers:
+                    self._confirm(room)
         elif name in _SERVERS["gitlab_token"]:
             self._inquiry.secrets.pop("gitlab_token", None)
             self._ask_secret(BY_NAME["gitlab_token"], self._kept_place(BY_NAME["gitlab_token"]))
             self._confirm("projects")
+        elif question.asked is Asked.OFFERED:
+            for follower in (one for one in QUESTIONS if one.asked is Asked.FOLLOWS):
+                answers.pop(follower.name, None)
+                self._inquiry.secrets.pop(follower.name, None)
+                self._hear(follower)
 
     def _confirm(self, name: str) -> None:
         """Test an answer that was right elsewhere."""
@@ -127,7 +137,10 @@ class Interview:
             found = self._proposed(question)
         elif found is None and not question.needed:
             found = ""  # most installations do without
-        asked = question.asked is Asked.ALWAYS and not (self._brief and found)
+        asked = question.asked in (Asked.ALWAYS, Asked.OFFERED) and not (self._brief and found)
+        left_out = not found and (self._brief if question.asked is Asked.OFFERED else question.asked is Asked.FOLLOWS)
+        if left_out:
+            return
         if not asked and found is not None:
             self.chosen.append(question.name)
             if found == "" or self._take(question, found, quiet=True):
@@ -155,6 +168,9 @@ class Interview:
     def _ask(self, question: Question, proposal: str | None) -> None:
         while True:
             text = self._respondent.ask(question, proposal)
+            if not text and question.asked is Asked.OFFERED:
+                self._inquiry.answers.pop(question.name, None)
+                return
             if text and self._take(question, text):
                 return
             if not text:
@@ -199,13 +215,17 @@ class Interview:
         )
         if name == "matrix_password" and other:
             return
+        if question.asked is Asked.FOLLOWS and "alerts_room" not in inquiry.answers and name not in self._given:
+            return
         given = self._given.get(name) or (
             inquiry.kept_secrets[name] if self._usable(name) and self._silent(question) else None
         )
         if given:
             if not self._take_secret(question, given):
                 self._ask_secret(question, self._kept_place(question))
-        elif name == "webhook_secret" and "webhook_signing_token" not in inquiry.kept_secrets:
+        elif question.asked is Asked.FOLLOWS or (
+            name == "webhook_secret" and "webhook_signing_token" not in inquiry.kept_secrets
+        ):
             inquiry.secrets[name] = secrets.token_hex(32)
         elif question.asked is Asked.ALWAYS:
             self._ask_secret(question, self._kept_place(question))

@@ -71,7 +71,7 @@ def begin(path: Path) -> tuple[Inquiry, str]:
             continue
         place = inquiry.secret_file(question)
         named = lookup(existing, question.key) is not None
-        if named or (not existing and question.name == "webhook_secret"):
+        if named or (not existing and question.name in ("webhook_secret", "alertmanager_token")):
             with suppress(ValueError):
                 kept[question.name] = read_secret(place, owners)
     login = lookup(existing, ("gitlab", "proxy_login_file"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -43,12 +43,15 @@ class Asked(StrEnum):
 
     ALWAYS = "always"
     IF_UNKNOWN = "if unknown"  # only when it can't be found out
+    OFFERED = "offered"  # Enter alone leaves it out
     NEVER = "never"  # chosen; an option changes it
+    FOLLOWS = "follows"  # from what is offered
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question. `needed`: a script must give it; otherwise `propose` finds or chooses an answer."""
+    """One question. `needed`: a script must give it; otherwise `propose` finds or chooses an answer. `beside`: the key
+    without which what is configured does not count as an answer."""
 
     name: str
     key: KeyPath
@@ -59,6 +62,7 @@ class Question:
     needed: bool = True
     test: Trial | None = None
     propose: Proposal | None = None
+    beside: KeyPath = ()
 
     @property
     def secret(self) -> bool:
@@ -75,6 +79,7 @@ class Question:
         """
         plain = self.help.removeprefix("File with ")
         more = " Enter alone: give an access token instead." if self.name == "matrix_password" and not kept else ""
+        more += " Enter alone: leave it out." if self.asked is Asked.OFFERED else ""
         return plain[0].upper() + plain[1:] + more
 
     @property
@@ -111,6 +116,7 @@ SECRET_NAMES = {
     "gitlab_token": "gitlab-token",
     "webhook_secret": "gitlab-webhook",
     "webhook_signing_token": "gitlab-webhook-signing",
+    "alertmanager_token": "alertmanager-token",
 }
 
 
@@ -136,6 +142,15 @@ def put(tree: dict[str, Value], path: KeyPath, value: Value) -> None:
     tree[last] = value
 
 
+@dataclass(frozen=True)
+class RoomSeen:
+    """What a test found of a room: whether it exists, its id, and whether ravebot is in it."""
+
+    exists: bool = False
+    room_id: str = ""
+    joined: bool = False
+
+
 @dataclass
 class Inquiry:
     """Everything so far. `existing` is the parsed configuration that is there already, {} if none is."""
@@ -149,9 +164,7 @@ class Inquiry:
     kept_secrets: Mapping[str, str] = field(default_factory=dict)
     login: Login | None = None
     login_stored: bool = False
-    room_exists: bool = False
-    room_id: str = ""
-    joined_rooms: Collection[object] = ()
+    rooms: dict[str, RoomSeen] = field(default_factory=dict)  # by the name that was answered
     gitlab_user: str = ""
     least_port: int = 0  # on which the user can listen who will run ravebot
     unmaintained: list[str] = field(default_factory=list)
@@ -192,6 +205,8 @@ class Inquiry:
     def old(self, question: Question) -> str | None:
         """The answer in the existing configuration; a default that it uses counts, so that it does not change."""
         there = lookup(self.existing, question.key)
+        if question.beside and lookup(self.existing, question.beside) is None:
+            return None
         if there is None and self.existing and question.asked is Asked.NEVER and not question.secret:
             return self._default(question)
         return question.text(there)

@@ -29,8 +29,14 @@ def invite_to(told: object, user_id: str) -> PendingInvite | None:
     return PendingInvite(sender, encrypted)
 
 
-async def make_room(base: str, token: str, alias: str, admins: Sequence[str]) -> str:
-    """Make an unencrypted private room with that alias, admins invited; its id. Raises Forbidden and Unavailable.
+SANDBOXES = ("Sandboxes", "Sandboxes of GitLab's merge requests, run by ravebot")
+OPERATIONS = ("Operations of ravebot", "Alerts, what ravebot needs help with, and what was used each week")
+
+
+async def make_room(base: str, token: str, alias: str, admins: Sequence[str], called: tuple[str, str]) -> str:
+    """Make an unencrypted private room with that alias, name and topic, admins invited; its id.
+
+    Raises Forbidden and Unavailable.
 
     https://spec.matrix.org/latest/client-server-api/#post_matrixclientv3createroom
     """
@@ -38,8 +44,8 @@ async def make_room(base: str, token: str, alias: str, admins: Sequence[str]) ->
     body: dict[str, object] = {
         "preset": "private_chat",
         "room_alias_name": alias[1:].partition(":")[0],
-        "name": "Sandboxes",
-        "topic": "Sandboxes of GitLab's merge requests, run by ravebot",
+        "name": called[0],
+        "topic": called[1],
         "invite": list(admins),
     }
     answer = await post(f"{base}/_matrix/client/v3/createRoom", body, headers)
@@ -53,8 +59,8 @@ async def make_room(base: str, token: str, alias: str, admins: Sequence[str]) ->
     state = f"{base}/_matrix/client/v3/rooms/{quote(room_id, safe='')}/state/m.room.encryption/"
     if (await get(state, headers)).status == 200:
         raise Forbidden(
-            f"the homeserver encrypts every new room, {alias} too: ask its admin for a room without encryption, name "
-            "it with --room"
+            f"the homeserver encrypts every new room, {alias} too: ask its admin for a room without encryption, and "
+            "name that one"
         )
     return room_id
 

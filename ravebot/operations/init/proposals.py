@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
+from ravebot.operations.init.inquiry import lookup
+
 if TYPE_CHECKING:
     from ravebot.operations.init.inquiry import Inquiry
 
@@ -121,6 +123,12 @@ async def public_url(inquiry: Inquiry) -> str | None:
     host = inquiry.answers["sandbox_host"]
     parent = host.partition(".")[2]
     return f"https://ravebot.{parent}" if "." in parent and not host[-1].isdigit() else None
+
+
+async def usage_report(inquiry: Inquiry) -> str | None:
+    """The room for alerts, when it is new: who has alerts already decided then."""
+    new = lookup(inquiry.existing, ("monitoring", "alertmanager_token_file")) is None
+    return inquiry.answers.get("alerts_room", "") if new else ""
 
 
 async def image(inquiry: Inquiry) -> str | None:

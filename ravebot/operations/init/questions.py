@@ -99,6 +99,11 @@ QUESTIONS: tuple[Question, ...] = (
         test=trials.public_url, propose=proposals.public_url,
     ),
     Question(
+        "alerts_room", _key("matrix.operations_room"), "Room for alerts and the weekly usage report",
+        "Alias or id of a room in which Prometheus' alerts and each week's usage are told; made if it does not exist.",
+        asked=Asked.OFFERED, needed=False, test=trials.room, beside=_key("monitoring.alertmanager_token_file"),
+    ),
+    Question(
         "image", _key("provider.image"), "Image for the machines",
         "qcow2 file that machines start from; one that does not exist is built (preset web, about a minute).",
         asked=Asked.IF_UNKNOWN, needed=False, test=trials.image, propose=proposals.image,
@@ -142,6 +147,16 @@ QUESTIONS: tuple[Question, ...] = (
         "webhook_signing_token", _key("gitlab.webhook.signing_token_file"), "Signing token of the webhooks",
         "File with the webhooks' signing token (whsec_…), beside the secret token.",
         Form.SECRET, asked=Asked.NEVER, needed=False, test=trials.signing_token,
+    ),
+    Question(
+        "alertmanager_token", _key("monitoring.alertmanager_token_file"), "Token of Alertmanager",
+        "File with the token with which Alertmanager sends alerts; with --alerts-room by default 32 random bytes.",
+        Form.SECRET, asked=Asked.FOLLOWS, needed=False,
+    ),
+    Question(
+        "usage_report", _key("monitoring.usage_report"), "Room for the weekly usage report",
+        "Room that is told each week what was used; with a new --alerts-room by default that one.",
+        asked=Asked.FOLLOWS, needed=False, propose=proposals.usage_report,
     ),
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ from ravebot import logs
 from ravebot.config.file import LoadedConfig, judge, load
 from ravebot.errors import RavebotError
 from ravebot.operations.doctor import Verdict, show
-from ravebot.operations.init import draft, proxy
+from ravebot.operations.init import alerting, draft, proxy
 from ravebot.operations.init.asking import Respondent, ScriptRespondent, TerminalRespondent, WrongAnswer
 from ravebot.operations.init.flow import Interview, missing, removed_keys
 from ravebot.operations.init.given import CommandMistake, answers, begin, list_missing
@@ -194,6 +194,13 @@ class Session:
                 self._respondent.say("")
                 self._respondent.say(f"A TLS proxy in front of ravebot, with {name}:", "bold")
                 output.raw(block.rstrip("\n"))
+        if self._alerts_are_new(loaded):
+            self._respondent.say("")
+            self._respondent.say("In Alertmanager's alertmanager.yml, and a route that leads there:", "bold")
+            output.raw(alerting.receiver(config).rstrip("\n"))
+            self._respondent.say("")
+            self._respondent.say("And its copy of the token, as root:", "bold")
+            output.raw(f"  {alerting.copying(config)}")
         self._respondent.say("")
         self._respondent.say("Ports to open:", "bold")
         for line in proxy.ports(config):
@@ -224,8 +231,14 @@ class Session:
         raise typer.Exit(FAILED if bad else 0)
 
     def _proxy_is_new(self, loaded: LoadedConfig) -> bool:
+        return proxy.needed(loaded.config) and self._did_something()
+
+    def _alerts_are_new(self, loaded: LoadedConfig) -> bool:
+        return loaded.config.monitoring.alertmanager_token_file is not None and self._did_something()
+
+    def _did_something(self) -> bool:
         worked = self._steps is not None and self._steps.done  # what an interrupted run did not come to say
-        return proxy.needed(loaded.config) and bool(worked or not self._inquiry.existing)
+        return bool(worked or not self._inquiry.existing)
 
     def _stopped(self, why: str) -> None:
         if self._steps is None or not self._steps.done:

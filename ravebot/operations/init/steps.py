@@ -15,8 +15,8 @@ from ravebot.matrix.client import LOGIN_FILE, login_text
 from ravebot.operations.doctor.finding import Finding, Verdict
 from ravebot.operations.doctor.matrix import kept_token, log_out, whoami
 from ravebot.operations.init import write
-from ravebot.operations.init.inquiry import Inquiry, lookup, secrets_folder
-from ravebot.operations.init.matrix import invite_missing, make_room
+from ravebot.operations.init.inquiry import Inquiry, RoomSeen, lookup, secrets_folder
+from ravebot.operations.init.matrix import OPERATIONS, SANDBOXES, invite_missing, make_room
 from ravebot.operations.init.questions import BY_NAME
 from ravebot.operations.service import account, systemd
 from ravebot.operations.service.install import install
@@ -70,10 +70,11 @@ class InstallationSteps:
             lines.insert(0, "make the user ravebot, its folders, command and units")
         if inquiry.login is not None and kept_token(self.state_dir) is None:
             lines.append(f"keep one Matrix login (a device) in {self.state_dir}")
-        if not inquiry.room_exists:
-            lines.append(
-                f"make the room {inquiry.answers['room']}, unencrypted, and invite {inquiry.answers['admins']}"
-            )
+        lines += [
+            f"make the room {room}, unencrypted, and invite {inquiry.answers['admins']}"
+            for room in self._rooms()
+            if not inquiry.rooms.get(room, RoomSeen()).exists
+        ]
         if wishes.webhooks:
             lines.append(f"register webhooks to {inquiry.answers['public_url']} in {inquiry.answers['projects']}")
         image = Path(inquiry.answers["image"])
@@ -122,7 +123,8 @@ class InstallationSteps:
         self._write_files()
         loaded = load(self._inquiry.path)
         await self._tried("the Matrix login", self._keep_login())
-        await self._tried("the room", self._room())
+        for room, called in self._rooms().items():
+            await self._tried(f"the room {room}", self._room(room, called))
         if self._wishes.webhooks:
             await self._tried("the webhooks", self._webhooks(loaded))
         if self._wishes.build_image:
@@ -191,15 +193,21 @@ class InstallationSteps:
         inquiry.login_stored = True
         self._did(f"kept the Matrix login in {path}")
 
-    async def _room(self) -> None:
+    def _rooms(self) -> dict[str, tuple[str, str]]:
+        """The rooms that were answered, with name and topic in case they are made."""
+        answers = self._inquiry.answers
+        alerts = {answers["alerts_room"]: OPERATIONS} if "alerts_room" in answers else {}
+        return {**alerts, answers["room"]: SANDBOXES}
+
+    async def _room(self, name: str, called: tuple[str, str]) -> None:
         inquiry = self._inquiry
-        name, token = inquiry.answers["room"], inquiry.matrix_access or ""
-        if not inquiry.room_exists:
-            room_id = await make_room(inquiry.homeserver, token, name, inquiry.listed("admins"))
-            inquiry.room_exists = True
+        token, seen = inquiry.matrix_access or "", inquiry.rooms.get(name, RoomSeen())
+        if not seen.exists:
+            room_id = await make_room(inquiry.homeserver, token, name, inquiry.listed("admins"), called)
+            inquiry.rooms[name] = RoomSeen(True, room_id, True)
             self._did(f"made the room {name} ({room_id}), unencrypted, and invited {inquiry.answers['admins']}")
-        elif inquiry.room_id in inquiry.joined_rooms:
-            for person in await invite_missing(inquiry.homeserver, token, inquiry.room_id, inquiry.listed("admins")):
+        elif seen.joined:
+            for person in await invite_missing(inquiry.homeserver, token, seen.room_id, inquiry.listed("admins")):
                 self._did(f"invited {person} to {name}")
 
     async def _webhooks(self, loaded: LoadedConfig) -> None:

@@ -166,6 +166,7 @@ async def room(inquiry: Inquiry, text: str) -> Sequence[Finding]:
     from ravebot.operations.doctor.finding import failed, ok, unknown
     from ravebot.operations.doctor.matrix import room_of, seats
     from ravebot.operations.doctor.services import get
+    from ravebot.operations.init.inquiry import RoomSeen
     from ravebot.operations.init.matrix import invite_to
 
     own = inquiry.answers["matrix_user"]
@@ -173,11 +174,10 @@ async def room(inquiry: Inquiry, text: str) -> Sequence[Finding]:
         return [unknown("matrix room", f"{text} was not looked at, because there is no login", "correct that first")]
     seat = await seats(inquiry.homeserver, inquiry.matrix_access, own, inquiry.listed("admins"))
     room_id = text
-    inquiry.room_exists = True
     if text.startswith("#"):
         found = await get(f"{seat.base}/_matrix/client/v3/directory/room/{quote(text, safe='')}", seat.headers)
         if found.status == 404 and text.partition(":")[2] == own.partition(":")[2]:
-            inquiry.room_exists = False
+            inquiry.rooms[text] = RoomSeen()
             return [
                 ok("matrix room", f"{text} does not exist yet: it will be made, unencrypted, with the admins invited")
             ]
@@ -186,7 +186,7 @@ async def room(inquiry: Inquiry, text: str) -> Sequence[Finding]:
             fix = f"create it without encryption, or name one of {own.partition(':')[2]}, which init can make"
             return [failed("matrix room", detail, fix)]
         room_id = str(found.field("room_id"))
-    inquiry.room_id, inquiry.joined_rooms = room_id, seat.joined
+    inquiry.rooms[text] = RoomSeen(True, room_id, room_id in seat.joined)
     invite = invite_to(seat.invited.get(room_id), own)
     if room_id not in seat.joined and invite is not None:
         if invite.encrypted:

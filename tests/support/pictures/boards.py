@@ -32,7 +32,7 @@ body { margin: 0; background: #fff; font: 12px Inter, sans-serif; color: #222; p
 h1 { font-size: 18px; margin: 12px 10px 0 } h1 small { font-weight: normal; font-size: 12px; color: #666 }
 .panel { position: absolute; border: 1px solid #ddd; border-radius: 3px; overflow: hidden; box-sizing: border-box }
 .panel h2 { font-size: 12px; margin: 5px 8px } .row { font-weight: 600; font-size: 14px; padding: 8px 10px; border: 0 }
-.none { color: #999; text-align: center; margin-top: 40px }
+.none { color: #666; text-align: center; margin-top: 40px }
 .figure { font-size: 30px; text-align: center; margin: 22px 0 }
 svg text { font-size: 10px; fill: #555 } svg .grid { stroke: #eee }
 .keys { margin: 0 8px } .keys span { margin-right: 12px; white-space: nowrap }
@@ -122,7 +122,8 @@ class _Drawing:
                 return charts.figure(mapping["options"]["result"]["text"], "text")
             if mapping["type"] == "value" and (result := mapping["options"].get(f"{value:g}")):
                 return charts.figure(result["text"], result["color"])
-        return charts.figure(charts.words(value, settings["unit"]), _reached(settings, value))
+        shown = charts.words(value, settings["unit"], settings.get("decimals"))
+        return charts.figure(shown, _reached(settings, value))
 
     async def _bars(self, panel: Panel) -> str:
         settings, target = panel["fieldConfig"]["defaults"], panel["targets"][0]
@@ -130,7 +131,7 @@ class _Drawing:
             (_legend(target, one["metric"]), float(one["value"][1]), _reached(settings, float(one["value"][1])))
             for one in await self._ask("query", target, time=self.until)
         ]
-        return charts.bars(values, settings.get("max", 1), settings["unit"])
+        return charts.bars(values, settings.get("max", 1), settings["unit"], settings.get("decimals"))
 
     async def _table(self, panel: Panel) -> str:
         """As its transformations have it: one line for what all queries are grouped by."""
