@@ -109,7 +109,9 @@ class Readiness:
         troubles = [f"{at}: {why}" for at, why in self.poller.refusals.items()]
         if self.webhooks.problem:
             troubles.insert(0, self.webhooks.problem)
-        return replace(found, state=State.DEGRADED, detail=_named(troubles)) if troubles else found
+        if troubles:
+            return replace(found, state=State.DEGRADED, detail=_named(troubles))
+        return replace(found, detail=f"{found.detail}; {self.webhooks.said}") if self.webhooks.said else found
 
     async def _provider(self) -> Check:
         pool, now = self.core.pool, self.clock.now()

@@ -28,6 +28,7 @@ from ravebot.intake.alerts import AlertIntake
 from ravebot.operations.doctor import Finding, Verdict, alerts, examine, gitlab, machines, matrix, network, running
 from ravebot.operations.offline import database_path
 from ravebot.store.database import Database
+from ravebot.web.alerts.door import PATH
 from ravebot.web.checks import Check, CheckFunction, State
 from ravebot.web.metrics import Metrics
 from ravebot.web.server import make_app, serve
@@ -153,6 +154,19 @@ async def test_a_token_that_can_be_guessed_and_a_bot_that_was_not_restarted_are_
     assert [verdict for verdict, _ in findings] == [Verdict.WARNING, Verdict.FAILED, Verdict.UNKNOWN]
     assert "only 5 characters" in findings[0][1]
     assert "takes no alerts yet" in findings[1][1]
+
+
+async def test_who_was_refused_at_the_alerts_door_is_told(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    said = {
+        "checks": {"alerts": {"state": "ok", "detail": "requests to /webhooks/alertmanager are refused (3 since …)"}}
+    }
+    async with (
+        Database(database_path(tmp_path / "state"), ManualClock()),
+        services({"/readyz": (503, said), PATH: (405, {})}) as url,
+    ):
+        findings = await alert_findings(with_alerts(tmp_path, "t" * 40, url.removeprefix("http://")))
+    assert findings[0] == (Verdict.WARNING, said["checks"]["alerts"]["detail"])
 
 
 async def test_right_services_are_all_right(tmp_path: Path) -> None:

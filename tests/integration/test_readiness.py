@@ -310,6 +310,7 @@ async def test_strangers_who_send_wrong_secrets_and_tokens_do_not_decide_whether
     ward.server.comment(mr, ward.server.add_user("bob"), "nothing that concerns ravebot")
     await ward.polled()
     assert [(await ward.check(name)).state for name in ("gitlab", "alerts")] == [State.OK, State.OK]
+    assert "; webhooks are refused (1 since" in (await ward.check("gitlab")).detail
     assert "requests to /webhooks/alertmanager are refused (1 since" in (await ward.check("alerts")).detail
 
 

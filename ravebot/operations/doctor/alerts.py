@@ -38,6 +38,11 @@ async def check(loaded: LoadedConfig) -> AsyncIterator[Finding]:
         try:
             if (await get(url)).status == 404:
                 yield failed(_NAME, "the running bot takes no alerts yet", "restart ravebot: its configuration changed")
+            refused = (await get(own_address(config) + "/readyz")).field("checks", "alerts", "detail")
+            if isinstance(refused, str) and refused:
+                yield warning(
+                    _NAME, refused, "if it is not your Alertmanager that asks, nothing is wrong: the log names it"
+                )
         except Unavailable:
             pass  # the check of the running bot says so
     yield await asyncio.to_thread(_last, database_path(config.state_dir))
