@@ -22,6 +22,8 @@ _GONE = timedelta(days=7)
 LATE = timedelta(minutes=1)
 """That long after an alert was resolved, word that it fires may still be under way. Heard later, it fires again."""
 
+_RECENT = 20
+"""So many times of an alert that comes and goes are looked at."""
 _APART = timedelta(minutes=10)
 """By so much the times may differ at which several Prometheus saw one alert begin."""
 
@@ -72,7 +74,12 @@ class KnownAlert(Alert):
 
 def hear(tx: Transaction, alert: Alert, room: str) -> tuple[Heard, tuple[KnownAlert, ...]]:
     """Store what was heard; returns what it meant, and the alerts that the room has to be told of."""
-    rows = tx.all("SELECT * FROM alerts WHERE fingerprint = ? ORDER BY starts_at DESC, id DESC", (alert.fingerprint,))
+    rows = tx.all(
+        "SELECT * FROM alerts WHERE fingerprint = ?1 AND (starts_at = ?2 OR status = 'firing' OR id IN"
+        " (SELECT id FROM alerts WHERE fingerprint = ?1 ORDER BY starts_at DESC LIMIT ?3))"
+        " ORDER BY starts_at DESC, id DESC",
+        (alert.fingerprint, to_us(alert.starts_at), _RECENT),
+    )
     known = [load(KnownAlert, row) for row in rows]
     fires = next((one for one in known if one.status is AlertStatus.FIRING), None)
     same = next((one for one in known if one.starts_at == alert.starts_at), None)
