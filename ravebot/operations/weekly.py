@@ -120,6 +120,9 @@ class Weekly:
                     await self.look(news)
                 except RavebotError as error:
                     log.warning("weekly news could not be told", what=news.what, error=str(error))
+                # What is wrong with one of them must end neither the others nor the bot.
+                except Exception:
+                    log.exception("weekly news could not be told: this is a bug of ravebot's", what=news.what)
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def look(self, news: WeeklyNews) -> None:

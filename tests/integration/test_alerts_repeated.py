@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,13 @@ from random import Random
 import pytest
 
 from ravebot.intake.alerts import AlertIntake
+from ravebot.matrix.content import Content
+from ravebot.operations.audit.weekly import render_head
+from ravebot.operations.weekly import Week, Weekly, WeeklyNews
+from ravebot.sandboxes.model import RAVEBOT, EventKind
+from ravebot.store import events
 from ravebot.store.alerts import Alert, AlertStatus
+from ravebot.store.database import Transaction
 from tests.support.records import NOON, World, a_world
 
 pytestmark = pytest.mark.integration
@@ -76,6 +83,22 @@ async def test_an_alert_whose_end_nobody_told_is_over_when_it_fires_anew(world: 
 async def test_what_resolved_first_and_is_told_with_another_beginning_is_late_too(world: World) -> None:
     assert await hear(world, over(NOON, NOON + MINUTE), fires(NOON - 5 * SECOND)) == ["late", "late"]
     assert await world.outbox() == []
+
+
+async def test_weekly_news_that_can_not_be_made_keep_no_others_from_being_told(world: World) -> None:
+    def broken(_: Transaction, __: Week) -> Content | None:
+        raise ZeroDivisionError
+
+    ops = "#ops:example.org"
+    await world.write(lambda tx: events.append(tx, EventKind.SANDBOX_READY, RAVEBOT))
+    news = (WeeklyNews("usage", ops, broken), WeeklyNews("log head", ops, render_head))
+    task = asyncio.create_task(Weekly(world.database, news).run())
+    async with asyncio.timeout(5):
+        while not await world.outbox():
+            await asyncio.sleep(0.01)
+    assert not task.done()
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def test_that_there_are_more_alerts_is_told_once_a_day_though_the_clock_jumps_by_hours(world: World) -> None:
