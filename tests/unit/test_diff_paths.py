@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ravebot.agents.diff.paths import printable, refusal
@@ -67,6 +69,7 @@ def test_a_name_that_only_windows_refuses_may_be_changed_where_the_commit_has_it
 
 
 @given(st.text(max_size=60))
+@example("a\u1680b")
 def test_what_is_taken_stays_inside_the_folder_and_prints_as_one_line(path: str) -> None:
     assert "\n" not in printable(path)
     if refusal(path) == "":
@@ -74,7 +77,7 @@ def test_what_is_taken_stays_inside_the_folder_and_prints_as_one_line(path: str)
         assert not path.startswith("/")
         assert not {"", ".", ".."} & set(names)
         assert ".git" not in [name.lower() for name in names]
-        assert path.isprintable()
+        assert all(char.isprintable() or unicodedata.category(char) == "Zs" for char in path)  # spaces of all scripts
         assert path.encode().decode() == path
 
 
