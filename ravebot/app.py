@@ -56,9 +56,9 @@ from ravebot.operations import hostlock
 from ravebot.operations.agents.check import TrialParts
 from ravebot.operations.agents.operator import AgentOperator
 from ravebot.operations.agents.trials import Trials
+from ravebot.operations.audit.weekly import render_head
 from ravebot.operations.hooks.watch import HookWatch
 from ravebot.operations.housekeeping import Housekeeping
-from ravebot.operations.loghead import render_head
 from ravebot.operations.measuring import Measuring
 from ravebot.operations.news import Operators
 from ravebot.operations.offline import database_path

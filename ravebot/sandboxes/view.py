@@ -13,7 +13,7 @@ from ravebot.sandboxes.model import MergeRequest, Sandbox, SandboxState, StageRe
 from ravebot.sandboxes.results import CaseCounts, CommandResult
 from ravebot.sshkeys import fingerprint
 
-_TERMINAL_CODE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+_TERMINAL_CODE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _PATH = re.compile(r"(?<![\w.<])/[\w.+@-]+(?:/[\w.+@-]*)*")
 
 

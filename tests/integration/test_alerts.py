@@ -24,7 +24,7 @@ from ravebot.matrix.client import MatrixClient
 from ravebot.matrix.rooms import RoomDirectory
 from ravebot.notify.delivery import Delivery
 from ravebot.notify.matrix import MatrixSender
-from ravebot.operations.loghead import render_head
+from ravebot.operations.audit.weekly import render_head
 from ravebot.operations.weekly import Weekly, WeeklyNews
 from ravebot.sandboxes.model import RAVEBOT, EventKind
 from ravebot.store import alerts, events, outbox

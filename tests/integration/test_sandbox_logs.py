@@ -31,6 +31,7 @@ NAME, EARLIER = "rave-main-0123456789", "rave-main-abcdef0123"
         ("one\r\ntwo\r\n", ["one", "two"]),
         ("\x1b[1;32mok\x1b[0m\ttab\n", ["ok      tab"]),
         ("\x1b]0;title\x07said\n", ["said"]),
+        ("\x1b]8;;no end\nafter it\n", ["", "after it"]),  # a guest hides no more than its own line
         ("10%\r50%\r100%\n", ["100%"]),
         ("x" * 3000, ["x" * 2000 + " …"]),
     ],

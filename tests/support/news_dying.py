@@ -15,7 +15,7 @@ from aiohttp import web
 
 from ravebot.gitlab.refusals import Refusals
 from ravebot.intake.alerts import AlertIntake
-from ravebot.operations.loghead import render_head
+from ravebot.operations.audit.weekly import render_head
 from ravebot.operations.weekly import Weekly, WeeklyNews
 from ravebot.store.alerts import Heard
 from ravebot.web.alerts.door import AlertDoor

@@ -157,6 +157,18 @@ def test_the_demo_has_the_time_it_takes_to_clean_up_after_an_interrupt(tmp_path:
     assert process.returncode == 130
 
 
+def test_ctrl_c_while_the_command_is_loaded_shows_no_traceback() -> None:
+    code = (
+        "import os, signal, sys; from ravebot.__main__ import main\n"
+        "class CtrlC:\n"
+        "    def find_spec(name, path, target=None): name != 'typer' or os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, CtrlC); main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_the_bot_after_its_own_cleaning_up(number: signal.Signals) -> None:
     done: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
@@ -16,12 +17,14 @@ from ravebot.agents.model import ConversationId, MessageId, Turn, TurnId, TurnSt
 from ravebot.cli import app
 from ravebot.commands.verbs import Door, help_rows
 from ravebot.config.complaints import every_key
-from ravebot.config.model import PoolConfig, SandboxConfig, ToolKind
+from ravebot.config.model import KeepConfig, PoolConfig, SandboxConfig, ToolKind
+from ravebot.config.values import parse_duration
 from ravebot.images import tools
 from ravebot.matrix.agents import RECEIPTS
 from ravebot.operations.init.inquiry import Asked
 from ravebot.operations.init.questions import QUESTIONS
 from ravebot.operations.readiness import Readiness
+from ravebot.operations.reports import AgentUsageLine, UsageLine
 from ravebot.operations.service.layout import Installation, things
 from ravebot.operations.tokens.cli import SCOPES
 from ravebot.sandboxes.decide import MACHINES, SANDBOXES, Then
@@ -155,6 +158,16 @@ def test_the_table_of_metrics_is_what_metrics_shows() -> None:
     documented = {code(name): tuple(labels.split(", ")) if labels else () for name, labels, _ in table}
     assert set(documented) == exposed
     assert documented == metrics.labels | {name: () for name in exposed if name.startswith("process_")}
+
+
+def test_the_table_of_figures_of_usage_is_what_programs_get() -> None:
+    documented = {name for names, _ in rows("operate.md", "figure") for name in codes(names)}
+    assert documented == {one.name for kind in (UsageLine, AgentUsageLine) for one in fields(kind)} - {"group"}
+
+
+def test_the_table_of_what_is_forgotten_has_every_key_and_its_default() -> None:
+    documented = {code(key): parse_duration(usual.split()[0]) for key, usual, _ in rows("operate.md", "key")}
+    assert documented == {name: field.default for name, field in KeepConfig.model_fields.items()}
 
 
 def test_the_table_of_tools_is_the_code_s() -> None:
@@ -367,5 +380,5 @@ def test_the_kinds_of_tools_that_a_person_may_have_to_allow_are_the_configuratio
 
 def test_every_question_about_the_code_is_answered_with_at_most_two_files() -> None:
     answers = {question: codes(files) for question, _, files in rows("extend.md", "question")}
-    assert len(answers) == 26
+    assert len(answers) == 29
     assert {question: files for question, files in answers.items() if not 1 <= len(files) <= 2} == {}

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ravebot.agents.model import ApprovalKind, ApprovalState, ConversationId, MessageId, Turn, TurnId, TurnState
@@ -74,7 +74,9 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, tuple(attrs)))
-        self._open += tag == "code"
+        if tag == "code":
+            self._open += 1
+            self.code += "\n"
         if tag in ("br", "p", "li", "pre", "h4", "h5", "h6", "blockquote", "hr"):
             self.text += "\n"
 
@@ -84,7 +86,7 @@ class Reader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._open:
             self.code += data
-            self.text += "x" * len(data)
+            self.text += "".join("x" if char.isalpha() else " " if char.isspace() else "-" for char in data)
         else:
             self.text += data
 
@@ -130,6 +132,9 @@ def test_hostile_titles_of_what_an_agent_does_are_harmless_and_a_notice(what: st
 
 
 @given(st.text(alphabet=st.sampled_from("ab*_`[]()!<>&#@:/.~-|>\n \\\u202e0123456789")))
+@example(".`00`")
+@example("`//`:")
+@example("@` `:0")
 def test_no_mixture_of_marks_becomes_a_link_a_mention_or_a_tag(text: str) -> None:
     assert_harmless(shown(f"x{text}"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
 
@@ -13,11 +13,23 @@ from ravebot.sandboxes.view import in_bytes, in_words
 from ravebot.terminal import Cell, Output, clean
 
 _TITLES = {UsageBy.PROJECT: "Project", UsageBy.PERSON: "Person", UsageBy.AGENT: "Agent", UsageBy.WEEK: "Week"}
-_SANDBOXES = (
-    "Sandboxes", "Hours", "CPU hours", "GiB hours", "Queue wait", "Peak memory", "Peak disk", "Received", "Sent",
-    "Tokens",
-)  # fmt: skip
-_AGENTS = ("Turns", "Hours", "Tokens")
+_SANDBOXES: Mapping[str, Callable[[UsageLine], str]] = {
+    "Sandboxes": lambda line: str(line.sandboxes),
+    "Hours": lambda line: f"{line.hours:.1f}",
+    "CPU hours": lambda line: f"{line.cpu_hours:.2f}",
+    "GiB hours": lambda line: f"{line.memory_gib_hours:.1f}",
+    "Usual wait": lambda line: in_words(timedelta(seconds=line.queue_median_seconds)),
+    "Peak memory": lambda line: in_bytes(line.memory_peak_bytes),
+    "Peak disk": lambda line: in_bytes(line.disk_peak_bytes),
+    "Received": lambda line: in_bytes(line.received_bytes),
+    "Sent": lambda line: in_bytes(line.sent_bytes),
+    "Tokens": lambda line: str(line.model_tokens),
+}
+_AGENTS: Mapping[str, Callable[[AgentUsageLine], str]] = {
+    "Turns": lambda line: str(line.turns),
+    "Hours": lambda line: f"{line.hours:.1f}",
+    "Tokens": lambda line: str(line.model_tokens),
+}
 _RISKY = tuple("=+-@＝＋－＠")
 """What formulas begin with, also behind spaces and in full width (OWASP, "CSV Injection")."""
 
@@ -65,18 +77,7 @@ def _cell(value: object) -> object:
     return "'" + clean(value) if value.lstrip().startswith(_RISKY) else clean(value)
 
 
-def _cells(line: UsageLine | AgentUsageLine) -> tuple[str, ...]:
+def _cells(line: UsageLine | AgentUsageLine) -> list[str]:
     if isinstance(line, AgentUsageLine):
-        return str(line.turns), f"{line.hours:.1f}", str(line.model_tokens)
-    return (
-        str(line.sandboxes),
-        f"{line.hours:.1f}",
-        f"{line.cpu_hours:.2f}",
-        f"{line.memory_gib_hours:.1f}",
-        in_words(timedelta(seconds=line.queue_median_seconds)),
-        in_bytes(line.memory_peak_bytes),
-        in_bytes(line.disk_peak_bytes),
-        in_bytes(line.received_bytes),
-        in_bytes(line.sent_bytes),
-        str(line.model_tokens),
-    )
+        return [shown(line) for shown in _AGENTS.values()]
+    return [shown(line) for shown in _SANDBOXES.values()]

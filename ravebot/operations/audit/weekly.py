@@ -1,4 +1,4 @@
-"""Tells the operators the event log's newest hash: whoever keeps it can tell later whether the log was changed."""
+"""The weekly news of the event log's newest hash: whoever keeps it can tell later whether the log was changed."""
 
 from __future__ import annotations
 
