@@ -15,6 +15,9 @@ import typer
 import yaml
 
 from ravebot.cli import app
+from ravebot.config.file import fill
+from ravebot.config.model import Config
+from ravebot.operations.init.alerting import receiver
 from ravebot.operations.resources import BUSY_FOR, MOST_BEYOND_BYTES, MOST_MEMORY_BYTES
 from tests.support.dashboards import documented, metrics
 from tests.support.pages import code, codes, example_keys, rows
@@ -50,6 +53,13 @@ def checked(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 )
 def test_the_programs_that_read_these_files_find_them_right(name: str, arguments: tuple[object, ...]) -> None:
     done = checked(name, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_init_prints_for_alertmanager_is_right_beside_a_route(tmp_path: Path) -> None:
+    lines = tmp_path / "alertmanager.yml"
+    lines.write_text(f"route: {{receiver: ravebot}}\n{receiver(Config.model_validate(fill({})))}")
+    done = checked("amtool", "check-config", lines)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -48,9 +48,18 @@ def test_a_panel_says_how_many_decimals_there_are(value: float, unit: str, decim
     assert words(value, unit, decimals) == text
 
 
-def test_an_axis_of_time_has_steps_that_people_count_in() -> None:
-    drawn = chart([Line("some", ((0.0, 10.0), (100.0, 75.0)))], FRAME)
-    assert [text for text in ("30 s", "1 min", "1.5 min", "2 min") if f">{text}<" not in drawn] == []
+@pytest.mark.parametrize(
+    ("most", "steps"),
+    [
+        (8, ("2 s", "4 s", "6 s", "8 s")),
+        (55, ("15 s", "30 s", "45 s", "1 min")),
+        (75, ("30 s", "1 min", "1.5 min", "2 min")),
+        (5000, ("30 min", "1 h", "1.5 h", "2 h")),
+    ],
+)
+def test_an_axis_of_time_has_steps_that_people_count_in(most: float, steps: tuple[str, ...]) -> None:
+    drawn = chart([Line("some", ((0.0, 1.0), (100.0, most)))], FRAME)
+    assert [text for text in steps if f">{text}<" not in drawn] == []
 
 
 def test_a_line_has_a_gap_where_there_is_no_value_and_a_chart_without_values_says_so() -> None:

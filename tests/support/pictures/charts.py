@@ -17,7 +17,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 10, 8, 18
 _LINES = 4  # across a chart
 _BINARY = ("bytes", "binBps")
 _ROUND = (1, 2, 2.5, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000, 2000)
-_SPANS = (60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+_SPANS = (15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
 _POWERS = tuple(2**power for power in range(12))
 
 
@@ -174,8 +174,8 @@ def _scale(low: float, high: float, unit: str) -> tuple[float, float]:
         low = 0.0
     if high <= low:
         high = low + (abs(low) or 1)
-    if unit == "s" and high > _SPANS[0] and low == 0 and high <= _LINES * _SPANS[-1]:
-        return low, next(span for span in (30, *_SPANS) if _LINES * span >= high)
+    if unit == "s" and low == 0 and 40 < high <= _LINES * _SPANS[-1]:
+        return low, next(span for span in _SPANS if _LINES * span >= high)
     base, factors = (1024, _POWERS) if unit in _BINARY else (1000, _ROUND)
     size = base ** math.floor(math.log((high - low) / _LINES, base))
     for factor in factors:

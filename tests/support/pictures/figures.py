@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
 }
 """What ravebot is configured with, on top of the stage's own."""
 
-_RUN_SECONDS, _ROUND_SECONDS = 285, 5
+_RUN_SECONDS, _ROUND_SECONDS = 275, 5
 _SHOWN_SECONDS, _OF_A_SANDBOX_SECONDS = 300, 120
 _RATE = "40s"  # machines are looked at every 20 seconds
 _BUSY = """\
