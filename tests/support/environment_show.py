@@ -97,7 +97,7 @@ async def text_at(url: str) -> str:
         return await answer.text()
 
 
-async def settle(world: World, loop: EnvironmentLoop, seconds: float = 5) -> None:
+async def settle(world: World, loop: EnvironmentLoop, seconds: float = 60) -> None:
     """Run the loop until nothing is due."""
     task = asyncio.create_task(loop.run())
     try:

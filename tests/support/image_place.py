@@ -133,7 +133,7 @@ class Place:
 
         await self.until(so)
 
-    async def until(self, so: Callable[[], Awaitable[bool]], seconds: float = 15) -> None:
+    async def until(self, so: Callable[[], Awaitable[bool]], seconds: float = 90) -> None:
         """Let pool and loop work until it is so, and some time pass for the looks at GitLab."""
         async with asyncio.timeout(seconds):
             while not await so():
