@@ -56,7 +56,7 @@ from ravebot.sandboxes.chain.letting import LettingIn, PeoplesKeys
 from ravebot.sandboxes.chain.results import Results
 from ravebot.sandboxes.chain.sources import Sources
 from ravebot.sandboxes.chain.stages import Chain
-from ravebot.sandboxes.edges import CodeHost, Meter
+from ravebot.sandboxes.edges import CodeHost, Meter, WebProbe
 from ravebot.sandboxes.gather import Views
 from ravebot.sandboxes.intents import Asks, Intents
 from ravebot.sandboxes.journal import Journal
@@ -128,11 +128,12 @@ def make_core(
     asking: Asks | None = None,
     own_keys: tuple[str, ...] = (),
     why_no_run: WhyNot | None = None,
+    web: WebProbe | None = None,
 ) -> Core:
     """Create the domain's parts; those of HTTP, Matrix and the outbox are created elsewhere.
 
     `own_keys`: public keys of ravebot's own, which every machine lets in. `why_no_run`: why somebody's command is not
-    started in a sandbox.
+    started in a sandbox. `web`: how guests' web ports are asked; by HTTP unless something else is given.
     """
     journal = Journal(config, meter)
     lifecycle = Lifecycle(config, journal)
@@ -147,7 +148,7 @@ def make_core(
         letting_in=letting_in,
         jobs=jobs,
         results=Results(database, jobs, logs.hidden),
-        web=HttpProbe(),
+        web=web or HttpProbe(),
         guard=guard.ensure,
         meter=meter,
     )

@@ -17,8 +17,8 @@ from ravebot.notify.environments.stops import EnvironmentStops
 from ravebot.sandboxes.model import SandboxState
 from ravebot.store import merge_requests, sandboxes
 from ravebot.store.database import Transaction
-from tests.integration.test_environments import settle
 from tests.integration.test_intake_gitlab import Desk, a_desk
+from tests.support.environment_show import settle
 from tests.support.gitlab import MergeRequest
 
 pytestmark = pytest.mark.integration

@@ -16,8 +16,8 @@ from ravebot.providers.base import RunResult
 from ravebot.sandboxes.model import MergeRequest as StoredMergeRequest
 from ravebot.store import pipeline_images
 from ravebot.store.database import Transaction
-from tests.integration.test_environments import Show
 from tests.support.ci_yard import CiYard, a_ci_yard
+from tests.support.environment_show import Show
 from tests.support.gitlab import DEVELOPER, GitLabServer, Job, MergeRequest
 from tests.support.gitlab.published import misfits
 from tests.support.records import BY_ALICE, make_config

@@ -176,7 +176,7 @@ async def test_an_adopting_that_failed_is_not_taken_for_a_persons_word(yard: Yar
 async def test_beside_the_bot_the_pool_takes_the_machines_down(yard: Yard, host: MemoryHost) -> None:
     async with running(yard):
         await yard.told(MR)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not await yard.is_in(MR, "ready"):
                 await asyncio.sleep(0.01)
         name = (await yard.machine(MR)).name
@@ -191,7 +191,7 @@ async def test_all_beside_the_bot_takes_away_what_machines_share_until_one_is_bu
 
     async def ready(mr: MergeRequest) -> None:
         await yard.told(mr)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not await yard.is_in(mr, "ready"):
                 await asyncio.sleep(0.01)
 
@@ -202,7 +202,7 @@ async def test_all_beside_the_bot_takes_away_what_machines_share_until_one_is_bu
         assert report.failed == ()
         assert (guests.count("remove"), yard.fence.there) == (1, False)
         passes = guests.count("list")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while guests.count("list") < passes + 3:
                 yard.core.guard.alarm()
                 yard.database.signals.wake(POOL)

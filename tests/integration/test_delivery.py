@@ -87,14 +87,14 @@ async def waiting(database: Database) -> int:
 
 async def all_noted(database: Database, *, but: int = 0) -> None:
     """The loop notes what was sent a moment after the far end has it."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while await waiting(database) > but:
             await asyncio.sleep(0.005)
 
 
 async def next_due(database: Database) -> float:
     """Seconds to the next try of a row that the loop postpones a moment after it failed."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (due := await database.read(lambda tx: outbox.seconds_to_next(tx, MATRIX))) is None:
             await asyncio.sleep(0.005)
     return due

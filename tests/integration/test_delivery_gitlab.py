@@ -194,7 +194,7 @@ async def test_what_a_killed_process_left_gitlab_at_work_on_is_not_posted_again_
     desk = post.desk
     desk.server.hold(1, method="POST", path="/notes$")
     killed = asyncio.create_task(post.send())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while "POST" not in desk.server.under_way:
             await asyncio.sleep(0.005)
     killed.cancel()

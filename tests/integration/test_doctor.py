@@ -26,6 +26,9 @@ from ravebot.config.model import HttpConfig, PipelineImagesConfig
 from ravebot.images.pipelines import cage
 from ravebot.intake.alerts import AlertIntake
 from ravebot.operations.doctor import Finding, Verdict, alerts, examine, gitlab, machines, matrix, network, running
+from ravebot.operations.init import proposals, trials
+from ravebot.operations.init.inquiry import Inquiry
+from ravebot.operations.init.questions import BY_NAME
 from ravebot.operations.offline import database_path
 from ravebot.store.database import Database
 from ravebot.web.alerts.door import PATH
@@ -526,6 +529,19 @@ async def test_a_missing_conntrack_tool_is_told(tmp_path: Path, namespace: Netwo
     finding = await network.connection_table(NetworkTools(("/usr/bin/env", f"PATH={tmp_path}")))
     assert finding.verdict is Verdict.WARNING
     assert finding.fix.startswith("apt-get install conntrack")
+
+
+async def test_a_second_installation_is_offered_a_network_beside_that_of_the_first(namespace: NetworkTools) -> None:
+    for words in ("link add ravebot0 type bridge", "address add 10.80.0.1/24 dev ravebot0", "link set ravebot0 up"):
+        await namespace.ip(*words.split())
+    asked = Inquiry(BY_NAME, Path("/etc/ravebot/second.yaml"), tools=namespace, answers={"sandbox_host": "192.0.2.7"})
+    for name, text in (("bridge", "ravebot1"), ("subnet", "10.81.0.0/24")):
+        proposed = text if name == "bridge" else await proposals.subnet(asked)
+        assert proposed == text
+        assert [one.verdict for one in await trials.network(asked, text)] == [Verdict.OK]
+        asked.answers[name] = text
+    (finding,) = await trials.network(asked, "10.80.0.0/24")
+    assert (finding.verdict, "which this host reaches by ravebot0" in finding.detail) == (Verdict.FAILED, True)
 
 
 async def test_an_interface_of_another_kind_with_the_bridges_name_is_found(

@@ -216,7 +216,7 @@ async def test_a_monitor_that_was_killed_is_started_again_and_asks_for_a_look(ro
     await firewall.open()
     changes = firewall.changes()
     change = asyncio.ensure_future(anext(changes))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not (monitors := [child for child in psutil.Process().children() if "monitor" in child.cmdline()]):
             await asyncio.sleep(0.05)
     for monitor in monitors:

@@ -75,7 +75,7 @@ async def work_both(desk: Desk) -> None:
     rooms = room_handler(world, desk.gitlab, world.config)
     task = asyncio.create_task(Intake(world.database, {"gitlab": desk.handler(), "matrix": rooms}).run())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while await world.read(pending):
                 await asyncio.sleep(0.005)
     finally:

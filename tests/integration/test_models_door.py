@@ -151,7 +151,7 @@ async def test_a_look_at_a_turn_that_fails_is_made_again(gateway: GatewayYard) -
     accounts = ForgetfulStore(known.config, known.database, known.telling)
     async with a_door(gateway, accounts=accounts, limits=ExchangeLimits(turn_seconds=0.05)) as door:
         asking = asyncio.create_task(door.refused())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while accounts.looks < 2:
                 await asyncio.sleep(0.01)
             assert not asking.done()

@@ -23,7 +23,7 @@ from ravebot.web import admin
 from ravebot.web.admin import AdminClient, socket_path
 from tests.integration.test_intake_gitlab import Desk, desk
 from tests.integration.test_intake_matrix import ALICE, GINA, Chat, chat
-from tests.support.edges import Code, Fence
+from tests.support.edges import Code, Fence, Web
 
 pytestmark = pytest.mark.integration
 __all__ = ["chat", "desk"]  # the fixtures, from where they are made
@@ -62,7 +62,7 @@ class Shell:
 
 def operator(desk: Desk) -> Operator:
     world, provider = desk.world, MemoryProvider(MemoryHost(), instance_id=desk.world.config.instance)
-    core = make_core(world.config, world.database, world.clock, provider, Fence(), Code(), world.metrics)
+    core = make_core(world.config, world.database, world.clock, provider, Fence(), Code(), world.metrics, web=Web())
     people = People(world.config, world.database, desk.gitlab)
     return Operator(world.config, world.database, core, provider, people, desk.verbs)
 

@@ -70,7 +70,7 @@ async def test_a_third_target_is_a_row_and_a_sender(tmp_path: Path) -> None:
 
         async def counted(pending: int) -> None:
             line = f'ravebot_outbox_pending{{target="agent"}} {pending}.0'
-            async with at_work(counts()), asyncio.timeout(5):
+            async with at_work(counts()), asyncio.timeout(60):
                 while line not in metrics.exposition().decode().splitlines():
                     await asyncio.sleep(0.01)
 
@@ -78,7 +78,7 @@ async def test_a_third_target_is_a_row_and_a_sender(tmp_path: Path) -> None:
         check = await ward.check("outbox")
         assert check.state is State.FAILED
         assert "agent coder: 2 messages wait" in check.detail
-        async with at_work(Delivery(yard.database, AGENT, hook, metrics.delivery_tried).run()), asyncio.timeout(5):
+        async with at_work(Delivery(yard.database, AGENT, hook, metrics.delivery_tried).run()), asyncio.timeout(60):
             while (await yard.read(lambda tx: outbox.backlog(tx, AGENT)))[0]:
                 await asyncio.sleep(0.01)
         assert hook.told == [("coder", "first"), ("coder", "second")]

@@ -18,9 +18,9 @@ import pytest
 
 from ravebot.sandboxes.pipelineimages import ImageState
 from ravebot.store import pipeline_images
-from tests.integration.test_pipeline_images import MIB, Peer, Place, a_peer, a_place_at, an_image, digest
 from tests.support.gitlab import MergeRequest
 from tests.support.image_dying import make_images_until_killed
+from tests.support.image_place import MIB, Peer, Place, a_peer, a_place_at, an_image, digest
 
 pytestmark = [
     pytest.mark.integration,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ravebot.store import pipeline_images
-from tests.integration.test_pipeline_images import MIB, Place, a_place, an_image
+from tests.support.image_place import MIB, Place, a_place, an_image
 
 pytestmark = [
     pytest.mark.integration,

@@ -22,8 +22,8 @@ from ravebot.sandboxes.model import MergeRequestRef
 from ravebot.sandboxes.pipelineimages import ImageState, PipelineImage
 from ravebot.store import pipeline_images
 from ravebot.store.database import Transaction
-from tests.integration.test_pipeline_images import Place, a_place, an_image, digest
 from tests.support.gitlab import MergeRequest
+from tests.support.image_place import Place, a_place, an_image, digest
 from tests.support.records import BY_ALICE, NOON
 
 LATER = NOON + timedelta(minutes=1)

@@ -270,7 +270,7 @@ async def test_each_connection_has_a_thread_that_is_named_and_ends_with_the_data
     with pytest.raises(StoreError, match="can't be used"):
         async with Database(path, ManualClock()):
             pass
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while threads():
             await asyncio.sleep(0.01)
 

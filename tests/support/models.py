@@ -233,7 +233,7 @@ class GatewayYard:
 
     async def settled(self, tokens: int) -> None:
         """Wait until so much counts for the sandbox."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while await self.used() != tokens:
                 await asyncio.sleep(0.005)
 

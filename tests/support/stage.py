@@ -205,7 +205,7 @@ class Stage:
         self.image = self.folder / "debian.qcow2"
         await debian_image.place(DEBIAN_CACHE, self.image)
         return {
-            "pool": {"build_timeout": "5m", "shutdown_grace": "30s"},
+            "pool": {"build_timeout": "15m", "shutdown_grace": "90s"},
             "sandbox": {"memory": "512MiB", "disk": "4GiB"},
         }
 
@@ -434,10 +434,10 @@ class Stage:
             *extra,
             *("-i", str(self.keys[user]), "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes"),
             *("-o", "StrictHostKeyChecking=accept-new", "-o", f"UserKnownHostsFile={known}-{secrets.token_hex(4)}"),
-            *("-o", "ConnectTimeout=15", "-o", "LogLevel=VERBOSE"),
+            *("-o", "ConnectTimeout=60", "-o", "LogLevel=VERBOSE"),
         ]
         first, *rest = line.split()
-        return self.client.run([first, *options, *rest, *command], timeout=60)
+        return self.client.run([first, *options, *rest, *command], timeout=300)  # emulated, on a busy host
 
     def web_url(self, note: Note) -> str:
         url = re.search(rf"https?://{re.escape(self.host)}:\d+/", note.body)
@@ -447,6 +447,6 @@ class Stage:
     async def web(self, note: Note) -> str:
         """What the web link of the note answers to the client's machine."""
         url = self.web_url(note)
-        fetch = f"import urllib.request; print(urllib.request.urlopen('{url}', timeout=10).read().decode())"
-        done = await self.client.arun([sys.executable, "-c", fetch])
+        fetch = f"import urllib.request; print(urllib.request.urlopen('{url}', timeout=60).read().decode())"
+        done = await self.client.arun([sys.executable, "-c", fetch], timeout=90)
         return done.stdout

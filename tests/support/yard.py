@@ -19,7 +19,7 @@ from ravebot.store import events
 from ravebot.store.database import Database
 from ravebot.web.metrics import Metrics
 from tests.support.clock import ManualClock
-from tests.support.edges import Code, Fence
+from tests.support.edges import Code, Fence, Web
 from tests.support.records import World, make_config
 
 # What `sandboxes.chain.guestjobs` asks guests: how a job goes, and which commands are there.
@@ -91,7 +91,7 @@ async def a_yard(
     provider.answers.setdefault(HOW_A_JOB_GOES, job_ended(0))
     provider.answers.setdefault(WHICH_ARE_THERE, RunResult(0, "0\n"))
     async with opens(folder / "ravebot.db", clock) as database:
-        core = make_core(config, database, clock, provider, fence, code, metrics, own_keys=own_keys)
+        core = make_core(config, database, clock, provider, fence, code, metrics, own_keys=own_keys, web=Web())
         core.sources.clear()
         async with asyncio.TaskGroup() as group:
             flights = Flights(group, lambda: None)

@@ -125,7 +125,6 @@ async def routes(config: Config, tools: NetworkTools) -> Finding:
     bridge = config.provider.bridge
     try:
         listed = await tools.ip_listed("-4", "route", "show", "table", "main")
-        links = await tools.ip_listed("-d", "link", "show")
     except Unavailable as error:
         return failed("bridge", f"the host's routes can't be read: {error}", "apt-get install iproute2")
     for route in listed:
@@ -137,6 +136,16 @@ async def routes(config: Config, tools: NetworkTools) -> Finding:
             return failed(
                 "bridge", detail, "choose another provider.bridge.subnet, which this host does not reach otherwise"
             )
+    return await bridge_name(config, tools)
+
+
+async def bridge_name(config: Config, tools: NetworkTools) -> Finding:
+    """Whether something else than a bridge has the bridge's name."""
+    bridge = config.provider.bridge
+    try:
+        links = await tools.ip_listed("-d", "link", "show")
+    except Unavailable as error:
+        return failed("bridge", f"the host's links can't be read: {error}", "apt-get install iproute2")
     for link in links:
         kind = cast(JsonObject, link.get("linkinfo", {})).get("info_kind")
         if link.get("ifname") == bridge.name and kind != "bridge":

@@ -253,12 +253,14 @@ def _too_low(inquiry: Inquiry, port: int) -> Finding | None:
 
 
 async def network(inquiry: Inquiry, text: str) -> Sequence[Finding]:
-    """Bridge and subnet, as far as they are known."""
+    """A bridge's name by itself, because its subnet is asked for next; a subnet together with the bridge."""
     from ravebot.access.nftables.nft import NetworkTools
-    from ravebot.operations.doctor.network import routes
+    from ravebot.operations.doctor.network import bridge_name, routes
 
-    more = {"subnet" if "/" in text else "bridge": text}
-    return [await routes(inquiry.config(more), inquiry.tools or NetworkTools())]
+    tools = inquiry.tools or NetworkTools()
+    if "/" in text:
+        return [await routes(inquiry.config({"subnet": text}), tools)]
+    return [await bridge_name(inquiry.config({"bridge": text}), tools)]
 
 
 async def ports(inquiry: Inquiry, text: str) -> Sequence[Finding]:

@@ -25,9 +25,8 @@ CONFIGURED: dict[str, Any] = {
 }
 """The agent, as the configuration has it; the Debian image holds its program."""
 _NEW = "Hello from the agent!"
-_ANSWER_SECONDS = 90  # without KVM its Python takes some seconds to begin
-
-_DIFF_SECONDS = 90
+_ANSWER_SECONDS = 300  # without KVM its Python takes some seconds to begin, and a minute where others compute, too
+_STEP_SECONDS = 180
 
 
 @dataclass
@@ -67,7 +66,9 @@ class Chapter:
             raise DemoError("the page was changed before anybody allowed it")
         screen.seen("nothing is changed yet: configured with `approve: [edit]`, the agent waits for a person")
         await stage.matrix_alice.react(stage.room, question, "✅")
-        await watch.until("ravebot's ✅ on what Alice asked", lambda: watch.reacted(asked, "ravebot", "✅"), 60)
+        await watch.until(
+            "ravebot's ✅ on what Alice asked", lambda: watch.reacted(asked, "ravebot", "✅"), _STEP_SECONDS
+        )
         await self._page_shows(_NEW)
         screen.seen(f"the agent has changed the file, and {self.doors.web} shows it")
 
@@ -76,16 +77,16 @@ class Chapter:
         before = mr.sha
         await stage.matrix_alice.send(stage.room, f"!rave diff !{mr.iid}")
         await watch.until(
-            "the diff", lambda: watch.find(lambda said: "differs from commit" in said.body), _DIFF_SECONDS
+            "the diff", lambda: watch.find(lambda said: "differs from commit" in said.body), _STEP_SECONDS
         )
         question = await watch.until(
             "a question whether it is committed",
             lambda: self._question("Commit what coder changed"),
-            _DIFF_SECONDS,
+            _STEP_SECONDS,
         )
         screen.message("Matrix: what is asked before anything is committed", watch.messages[question].rows, "magenta")
         await stage.matrix_alice.react(stage.room, question, "✅")
-        await watch.until("a commit on the merge request's branch", lambda: mr.sha != before, _DIFF_SECONDS)
+        await watch.until("a commit on the merge request's branch", lambda: mr.sha != before, _STEP_SECONDS)
         commit = mr.source_project.facts[mr.sha]
         screen.said("MR", "ravebot", f"commits {mr.sha[:12]} to {mr.branch}\n{commit.message.strip()}")
         changed = {
@@ -111,7 +112,7 @@ class Chapter:
             except DemoError:  # while new code takes the old one's place
                 return False
 
-        await self.watch.until_async(f"a page with {text}", look, 60)
+        await self.watch.until_async(f"a page with {text}", look, _STEP_SECONDS)
 
     def _question(self, text: str) -> str:
         """The event of ravebot's newest message that asks for ✅ or ❌ and holds the text."""

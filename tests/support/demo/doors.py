@@ -13,7 +13,7 @@ import aiohttp
 from tests.support.demo.readable import Kind, Row
 from tests.support.demo.watch import DemoError, fact
 
-_TIMEOUT_SECONDS = 60
+_TIMEOUT_SECONDS = 180
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Doors:
     async def log_in(self, key: Path, known_hosts: Path, command: str) -> subprocess.CompletedProcess[str]:
         """Run a command inside, asking nothing; a host key that is not known yet is noted down."""
         first, *rest = self.command(key, known_hosts)
-        options = ["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=accept-new", "-o", "ConnectTimeout=20"]
+        options = ["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=accept-new", "-o", "ConnectTimeout=60"]
         return await asyncio.to_thread(
             subprocess.run,
             [first, *options, *rest, command],

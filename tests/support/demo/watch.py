@@ -20,6 +20,7 @@ from tests.support.synapse.user import MatrixError
 
 T = TypeVar("T")
 _LOOK_SECONDS = 0.1
+_SECONDS = 120  # for what takes one or two where the host is idle
 _MOST_LINES = 5
 
 
@@ -57,6 +58,7 @@ class Watch:
     since: str  # where the room's story begins
     mr: MergeRequest | None = None
     messages: dict[str, Said] = field(default_factory=dict)
+    versions: list[Said] = field(default_factory=list)  # the same, and what they said before they were edited
     reactions: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # to a message: by whom, and what
     first_card_at: datetime | None = None
     note: Note | None = None
@@ -84,11 +86,15 @@ class Watch:
         """The event of the newest message that fits; empty when there is none."""
         return next((event for event, said in reversed(self.messages.items()) if fits(said)), "")
 
+    def was_said(self, fits: Callable[[Said], bool]) -> bool:
+        """Whether ravebot said that in the room, whatever became of the message since."""
+        return any(fits(said) for said in self.versions if said.sender == "ravebot" and not (said.card or said.thread))
+
     def reacted(self, event: str, who: str, key: str) -> bool:
         """Whether that person's reaction to a message is there, whether or not it asks for colour (U+FE0F)."""
         return (who, key) in self.reactions.get(event, [])
 
-    async def until(self, what: str, condition: Callable[[], T], timeout: float = 30) -> T:
+    async def until(self, what: str, condition: Callable[[], T], timeout: float = _SECONDS) -> T:
         """Wait until the condition is true, and return its value. Raises DemoError, saying `what` was not seen."""
 
         async def look() -> T:
@@ -96,7 +102,7 @@ class Watch:
 
         return await self.until_async(what, look, timeout)
 
-    async def until_async(self, what: str, condition: Callable[[], Awaitable[T]], timeout: float = 30) -> T:
+    async def until_async(self, what: str, condition: Callable[[], Awaitable[T]], timeout: float = _SECONDS) -> T:
         """The same for a condition that must be waited for."""
         deadline = time.monotonic() + timeout
         while not (found := await condition()):
@@ -142,6 +148,7 @@ class Watch:
             reply=before.reply if before else reply,
         )
         self.messages[edited or event["event_id"]] = said
+        self.versions.append(said)
         if said.card:
             self.first_card_at = self.first_card_at or datetime.now(UTC)
             if before is None or before.state != said.state:
