@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ravebot.agents.answers import LONGEST_PIECE
 from ravebot.config.model import ApiConfig
 from ravebot.store import api_tokens
 from ravebot.store.api_tokens import TokenId
@@ -82,7 +83,9 @@ async def test_a_problem_says_what_is_wrong_and_what_to_do(yard: ApiYard) -> Non
     assert "per_page" in heard.body["detail"]
     assert (await yard.get("/nothing", made)).status == 404
     assert (await yard.post("/whoami", made)).status == 405
-    assert (await yard.post("/messages", made, {"agent": "x" * 300_000})).status == 413
+    assert (await yard.post("/messages", made, {"agent": "x" * 1_100_000})).status == 413
+    longest = {"text": "\U0001f600" * LONGEST_PIECE}  # in JSON as two escapes each
+    assert (await yard.post("/inbox/1/answer", made, longest)).status == 403
     assert (await yard.get("/sandboxes?page=1&page=2", made)).body[
         "detail"
     ] == "A parameter is given twice: give each once."

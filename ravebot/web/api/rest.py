@@ -22,7 +22,8 @@ from ravebot.web.api.clients import while_there
 from ravebot.web.api.gate import Gate
 
 BASE = "/api/v1"
-MAX_BODY_BYTES = 256 * 1024
+MAX_BODY_BYTES = 1024**2
+"""The longest text of a tool has 60,000 characters, of which each may come as two escapes of six bytes."""
 BODY_SECONDS = 10.0
 _NO_SUCH_PATH = "no such path: the description is at /api/v1/openapi.json"
 
@@ -95,7 +96,7 @@ async def _body(request: Request) -> Mapping[str, object]:
             async for piece in request.stream():
                 body += piece
                 if len(body) > MAX_BODY_BYTES:
-                    raise ToolProblem(ProblemKind.TOO_LARGE, "A request has at most 256 KiB: send less.")
+                    raise ToolProblem(ProblemKind.TOO_LARGE, "A request has at most 1 MiB: send less.")
     except TimeoutError:
         raise ToolProblem(ProblemKind.SLOW, "The body did not come within 10 seconds: send it at once.") from None
     except ClientDisconnect:
