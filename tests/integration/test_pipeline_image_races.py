@@ -357,3 +357,21 @@ async def test_an_image_whose_making_is_stopped_in_order_many_times_is_not_given
         assert ((await yards.row(mr)).state, (await yards.row(mr)).begun) == (ImageState.FETCHING, 0)
     await yards.maker.make(await yards.task(mr))
     assert (await yards.row(mr)).state is ImageState.READY
+
+
+async def test_a_making_that_is_stopped_just_as_it_begins_is_no_try_either(yards: Yards, tmp_path: Path) -> None:
+    place = yards.place
+    mr = await place.open()
+    place.builds(mr, an_image(tmp_path))
+    await yards.maker.look(await yards.task(mr))
+    loop, flights = asyncio.get_running_loop(), list[asyncio.Task[None]]()
+
+    def stop(_tx: Transaction, image: PipelineImage) -> None:
+        if image.begun:  # in the transaction, which commits all the same
+            loop.call_soon_threadsafe(flights[0].cancel)
+
+    maker = replace(yards.maker, changed=stop)
+    flights.append(asyncio.create_task(maker.make(await yards.task(mr))))
+    with pytest.raises(asyncio.CancelledError):
+        await flights[0]
+    assert ((await yards.row(mr)).state, (await yards.row(mr)).begun) == (ImageState.FETCHING, 0)

@@ -134,14 +134,17 @@ class ImageMaker:
         if not self.usable():
             raise Unavailable(_NO_FOLDER)
         await self._remember_rightly()
-        image = await self._change(flight, self._begin)
-        if image.state is not ImageState.FETCHING:
-            return
         try:
-            await self._made(flight)
+            await uninterrupted(self._begun(flight))  # so that `flight` knows what is committed
+            if flight.row.state is ImageState.FETCHING:
+                await self._made(flight)
         except asyncio.CancelledError:
-            await uninterrupted(self._uncounted(flight))
+            if flight.row.state is not ImageState.READY:
+                await uninterrupted(self._uncounted(flight))
             raise
+
+    async def _begun(self, flight: ImageWork) -> None:
+        await self._change(flight, self._begin)
 
     async def _uncounted(self, flight: ImageWork) -> None:
         """Take back that it was begun."""
