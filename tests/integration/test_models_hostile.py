@@ -39,6 +39,15 @@ async def gateway(tmp_path: Path) -> AsyncIterator[GatewayYard]:
         yield gateway
 
 
+@pytest.fixture
+async def patient(tmp_path: Path) -> AsyncIterator[GatewayYard]:
+    """One whose usual limits of time end nothing here, however slow the machine is."""
+    exchange = ExchangeLimits(answer_bytes=MOST, event_bytes=100_000)
+    limits = GatewayLimits(linger_seconds=0.2, refusal_seconds=0)
+    async with a_gateway(tmp_path, limits=limits, exchange=exchange) as gateway:
+        yield gateway
+
+
 def head(length: int | str, *more: bytes, path: str = PATH) -> bytes:
     lines = [b"POST %s HTTP/1.1" % path.encode(), b"Host: x", b"Content-Length: %s" % str(length).encode(), *more]
     return b"\r\n".join((*lines, b"", b""))
@@ -105,10 +114,10 @@ async def sends_until_closed(writer: asyncio.StreamWriter, piece: bytes, most: i
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["as announced", "chunked"])
-async def test_a_guest_that_sends_1_gib_is_stopped_at_the_limit(gateway: GatewayYard, *, chunked: bool) -> None:
+async def test_a_guest_that_sends_1_gib_is_stopped_at_the_limit(patient: GatewayYard, *, chunked: bool) -> None:
     piece = b"x" * 100_000
-    async with noticed_by_nobody(gateway):
-        reader, writer = await asyncio.open_unix_connection(str(gateway.socket))
+    async with noticed_by_nobody(patient):
+        reader, writer = await asyncio.open_unix_connection(str(patient.socket))
         if chunked:
             writer.write(head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked"))
             piece = b"%x\r\n%s\r\n" % (len(piece), piece)
@@ -120,7 +129,7 @@ async def test_a_guest_that_sends_1_gib_is_stopped_at_the_limit(gateway: Gateway
         assert b"8,388,608 bytes: make it smaller" in answer
         assert await sending < 1024**3
         writer.close()
-    assert all(body["max_tokens"] == 7 for _, _, body in gateway.service.asked)
+    assert all(body["max_tokens"] == 7 for _, _, body in patient.service.asked)
 
 
 async def test_a_body_that_is_announced_as_too_large_is_refused_before_it_comes(gateway: GatewayYard) -> None:
@@ -271,7 +280,7 @@ async def test_connections_that_are_accepted_at_once_are_counted_like_others(tmp
             one.close()
 
 
-async def test_of_many_requests_at_once_four_are_with_the_service_and_the_others_wait(gateway: GatewayYard) -> None:
+async def test_of_many_requests_at_once_four_are_with_the_service_and_the_others_wait(patient: GatewayYard) -> None:
     at_once, most = 0, 0
 
     async def counts(*_: object) -> web.Response:
@@ -282,9 +291,9 @@ async def test_of_many_requests_at_once_four_are_with_the_service_and_the_others
         at_once -= 1
         return web.json_response({"usage": {"prompt_tokens": 1, "completion_tokens": 1}})
 
-    gateway.service.answer = only_for(counts)
-    async with noticed_by_nobody(gateway):
-        answers = await asyncio.gather(*(gateway.ask() for _ in range(12)))
+    patient.service.answer = only_for(counts)
+    async with noticed_by_nobody(patient):
+        answers = await asyncio.gather(*(patient.ask() for _ in range(12)))
     assert {status for status, _, _ in answers} == {200}
     assert most == 4
 
