@@ -72,7 +72,7 @@ class AlertDoor:
         result, response = await self._answer(request)
         self._metrics.alerts_answered(result)
         if response.status >= 400:
-            log.warning("alerts refused", result=result, why=response.text, sender=request.remote)
+            log.warning("alerts refused", result=result, why=(response.text or "").strip(), sender=request.remote)
         return response
 
     async def _answer(self, request: web.Request) -> tuple[str, web.Response]:
