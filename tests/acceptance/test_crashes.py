@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sqlite3
+import time
 from collections import Counter
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+from ravebot.operations.housekeeping import LOOKED_AT
 from tests.support import leftovers
 from tests.support.crashes import Reaper, rows
 from tests.support.gitlab import MergeRequest
@@ -14,6 +20,8 @@ from tests.support.stage import Stage
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 
+QEMU_LOGS = Path("/var/log/libvirt/qemu")
+DAY_SECONDS = 24 * 3600
 DIFFERENT_POINTS = 25
 KILLS_IN_REQUESTS = 3
 ONCE = ("sandbox.queued", "sandbox.starting", "machine.booted", "sandbox.ready", "sandbox.extended", "sandbox.ended")
@@ -38,6 +46,12 @@ async def one_life(stage: Stage, number: int, reaper: Reaper, kills: int) -> Mer
     return mr
 
 
+def remember_a_look(stage: Stage, at: float) -> None:
+    """As if housekeeping had its turn then: a day has to pass until it forgets something."""
+    with closing(sqlite3.connect(stage.state_dir / "ravebot.db", timeout=30)) as connection, connection:
+        connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (LOOKED_AT, str(int(at * 1e6))))
+
+
 async def told_everything(stage: Stage) -> bool:
     """Whether all was told and ended. A note that was written during a kill is written a second time later, when
     GitLab can't be at work on the first any more: that says nothing new, and is not waited for."""
@@ -49,7 +63,11 @@ async def test_killed_after_any_step_it_ends_with_one_note_one_card_and_nothing_
     # GitLab tries a webhook again that found nobody; what is lost all the same is found by polling.
     async with Stage({"gitlab": {"poll": "5s", "request_limit": "5s"}}) as stage:
         stage.gitlab.slow(0.4)  # so that kills strike while it works on a request: before its change, and after
+        old = QEMU_LOGS / f"rave-t{stage.mark}-0123456789.log"  # of a machine of a month ago
+        old.touch()
+        os.utime(old, (time.time() - 30 * DAY_SECONDS,) * 2)
         await stage.start()
+        remember_a_look(stage, time.time() - DAY_SECONDS)
         struck: set[str] = set()
         reapers = [Reaper(stage, seed, steps, struck) for seed, steps in ((1, (1, 3)), (2, (2, 5)), (3, (1, 4)))]
         lives = [await one_life(stage, number, reaper, 14) for number, reaper in enumerate(reapers, 1)]
@@ -74,6 +92,7 @@ async def test_killed_after_any_step_it_ends_with_one_note_one_card_and_nothing_
         assert leftovers.addresses(stage) == []
         assert leftovers.rules(stage) == []
         assert leftovers.ports(stage) == []
+        assert not old.exists()
         audit = await stage.bot.command("audit", "--verify")
         assert audit.returncode == 0, audit.stdout + audit.stderr
         assert len(points) >= DIFFERENT_POINTS, points

@@ -17,6 +17,7 @@ JsonObject = dict[str, object]
 
 _LIMIT_SECONDS = 10.0
 _MESSAGE_LIMIT = 500
+_TRIES = 10
 LONG_BYTES = 100_000
 """Output longer than this is parsed in a thread, since that takes a while."""
 
@@ -79,8 +80,17 @@ class NetworkTools:
         """Remove connections from and to these addresses from the kernel's table. Raises Unavailable."""
         known = sorted(map(ipaddress.IPv4Address, addresses))
         lines = (f"--delete {end} {address}\n" for address in known for end in ("--orig-src", "--reply-src"))
-        # With such a line as its arguments instead, conntrack would fail if it finds nothing.
-        await self.run("conntrack", "--load-file", "-", stdin="".join(lines).encode())
+        stdin = "".join(lines).encode()
+        for left in reversed(range(_TRIES)):
+            try:
+                # With such a line as its arguments instead, conntrack would fail if it finds nothing.
+                await self.run("conntrack", "--load-file", "-", stdin=stdin)
+            except Unavailable as error:
+                # It stops at a connection that ended between its listing and its removal.
+                if not left or "such conntrack doesn't exist" not in str(error):
+                    raise
+            else:
+                return
 
     async def run(self, *argv: str, stdin: bytes = b"") -> str:
         """The output of a command. Raises Unavailable if it fails, is missing or takes too long."""
