@@ -48,7 +48,7 @@ _LOOK_SECONDS = 3600
 _LEAST, _MOST = timedelta(hours=20), timedelta(days=3)
 """Between two looks of which the second forgets."""
 LOOKED_AT = "housekeeping_at"
-"""When it was the turn of a look last."""
+"""When the last look ended that forgot something, or that had to wait for the next day."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,12 @@ class Housekeeping:
 
     async def forget(self) -> None:
         """Daily: remove old rows and machines' logs, and log the event log's head, so that a cut end is noticed."""
-        logs_are_due = False
         while True:
             try:
                 if await self.database.write(_is_due):
-                    logs_are_due = True
                     await self._forget()
-                if logs_are_due:
                     await self._forget_logs()
-                    logs_are_due = False
+                    await self.database.write(_looked)
             except StoreError as error:
                 log.warning("old rows could not be dropped", error=str(error))
             except Unavailable as error:
@@ -105,13 +102,17 @@ class Housekeeping:
 
 
 def _is_due(tx: Transaction) -> bool:
-    """Whether something may be forgotten now; notes that this was looked at, unless the day is not over yet."""
+    """Whether something may be forgotten now. Where the clock can't be believed yet, a day begins."""
     known = get_meta(tx, LOOKED_AT)
     since = tx.now - from_us(int(known)) if known else None
-    if since is not None and timedelta(0) <= since < _LEAST:
+    if since is None or not timedelta(0) <= since <= _MOST:
+        _looked(tx)
         return False
+    return since >= _LEAST
+
+
+def _looked(tx: Transaction) -> None:
     set_meta(tx, LOOKED_AT, str(tx.now_us))
-    return since is not None and timedelta(0) <= since <= _MOST
 
 
 def _forget_logs(folder: Path, pattern: str, older_than: timedelta, live: Collection[str]) -> None:
