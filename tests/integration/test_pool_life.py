@@ -521,6 +521,7 @@ async def test_a_start_is_shown_every_ten_seconds_and_only_while_it_gets_on(yard
 async def test_new_code_is_shown_only_when_a_step_takes_ten_seconds(yard: Yard) -> None:
     await yard.make_ready(MR)
     yard.pass_by(minutes=5)
+    await yard.go()  # a check, which tells that nobody has a key
     await rewritten(yard)
     yard.provider.hold["copy_in"] = asyncio.Event()
     await yard.told(replace(MR, head_sha=B))
