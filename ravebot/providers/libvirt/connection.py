@@ -51,8 +51,8 @@ def translated(error: libvirt.libvirtError) -> RavebotError:
     return ProviderError(f"libvirt refused: {text}")
 
 
-def found(look_up: Callable[[str], Handle], name: str, missing: int) -> Handle | None:
-    """What libvirt finds by that name; None if it raises the error code `missing`."""
+def found(look_up: Callable[[T], Handle], name: T, missing: int) -> Handle | None:
+    """What libvirt finds by that name (or with these flags); None if it raises the error code `missing`."""
     try:
         return look_up(name)
     except libvirt.libvirtError as error:

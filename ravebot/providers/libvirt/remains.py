@@ -39,7 +39,7 @@ class LibvirtRemains:
         await self._connection.close()
 
     def _look(self, handle: Handle) -> Holdings:
-        definitions = [parsed(network.XMLDesc()) for network in self._networks(handle)]
+        definitions = [root for _, root in self._networks(handle)]
         pool = self._pool(handle)
         return Holdings(
             machines=self._domains.observe(handle),
@@ -57,11 +57,11 @@ class LibvirtRemains:
             bridges=frozenset(filter(None, map(_bridge_of, definitions))),
         )
 
-    def _networks(self, handle: Handle) -> list[Handle]:
-        """Found by the whole id: a network's name holds only the start of it."""
-        return [
-            network for network in handle.listAllNetworks() if owner(parsed(network.XMLDesc())) == self._instance_id
-        ]
+    def _networks(self, handle: Handle) -> list[tuple[Handle, Element]]:
+        """Found by the whole id: a network's name holds only the start of it. Others' may be removed meanwhile."""
+        there = ((one, found(one.XMLDesc, 0, libvirt.VIR_ERR_NO_NETWORK)) for one in handle.listAllNetworks())
+        defined = [(network, parsed(text)) for network, text in there if text is not None]
+        return [(network, root) for network, root in defined if owner(root) == self._instance_id]
 
     def _pool(self, handle: Handle) -> Handle | None:
         name = f"{POOL_PREFIX}{self._instance_id}"
@@ -92,7 +92,7 @@ class LibvirtRemains:
             raise ProviderError(
                 f"network and storage pool can't be removed: {left[0]} still uses them; run the command again"
             )
-        things = self._networks(handle)
+        things = [network for network, _ in self._networks(handle)]
         if (pool := self._pool(handle)) is not None:
             things.append(pool)
         for thing in things:
