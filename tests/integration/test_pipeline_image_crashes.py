@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -20,11 +19,11 @@ from ravebot.sandboxes.pipelineimages import ImageState
 from ravebot.store import pipeline_images
 from tests.support.gitlab import MergeRequest
 from tests.support.image_dying import make_images_until_killed
-from tests.support.image_place import MIB, Peer, Place, a_peer, a_place_at, an_image, digest
+from tests.support.image_place import MIB, Peer, Place, a_peer, a_place_at, an_image, digest, needs_qemu_img
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img: install qemu-utils"),
+    needs_qemu_img,
 ]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.support.image_dying"])

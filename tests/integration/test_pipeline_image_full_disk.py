@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from ravebot.store import pipeline_images
-from tests.support.image_place import MIB, Place, a_place, an_image
+from tests.support.image_place import MIB, Place, a_place, an_image, needs_qemu_img
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img: install qemu-utils"),
+    needs_qemu_img,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a file system"),
 ]
 DISK = 6 * MIB

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +22,13 @@ from ravebot.sandboxes.pipelineimages import ImageState, PipelineImage
 from ravebot.store import pipeline_images
 from ravebot.store.database import Transaction
 from tests.support.gitlab import MergeRequest
-from tests.support.image_place import Place, a_place, an_image, digest
+from tests.support.image_place import Place, a_place, an_image, digest, needs_qemu_img
 from tests.support.records import BY_ALICE, NOON
 
 LATER = NOON + timedelta(minutes=1)
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img: install qemu-utils"),
+    needs_qemu_img,
 ]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,21 +10,15 @@ import pytest
 from tests.support.image_place import (
     PATH,
     Place,
-    a_place,
     an_image,
     digest,
+    needs_qemu_img,
 )
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img: install qemu-utils"),
+    needs_qemu_img,
 ]
-
-
-@pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
-    async with a_place(tmp_path) as made:
-        yield made
 
 
 async def test_a_file_that_is_not_what_the_job_announced_is_refused(place: Place, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,19 +27,14 @@ from tests.support.image_place import (
     a_place_at,
     an_image,
     digest,
+    needs_qemu_img,
 )
 from tests.support.records import BY_ALICE
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img: install qemu-utils"),
+    needs_qemu_img,
 ]
-
-
-@pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
-    async with a_place(tmp_path) as made:
-        yield made
 
 
 async def test_an_image_that_does_not_start_fails_its_own_sandbox_and_nobody_else_s(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,22 +13,16 @@ from tests.support.image_place import (
     MIB,
     PATH,
     Place,
-    a_place,
     an_image,
     digest,
+    needs_qemu_img,
 )
 from tests.support.records import BY_ALICE
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img: install qemu-utils"),
+    needs_qemu_img,
 ]
-
-
-@pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
-    async with a_place(tmp_path) as made:
-        yield made
 
 
 async def test_a_sandbox_waits_for_its_job_says_so_and_starts_from_what_it_built(place: Place, tmp_path: Path) -> None:

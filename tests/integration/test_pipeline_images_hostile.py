@@ -24,10 +24,11 @@ from ravebot.images.pipelines.qcow2 import PipelineImageRefused, look_into
 from ravebot.images.pipelines.room import Abandoned, HostDiskShort, WorkGuard
 from ravebot.images.pipelines.unpack import unpack
 from ravebot.images.pipelines.workshop import MARKER, ImageWorkshop
+from tests.support.image_place import needs_qemu_img
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img: install qemu-utils"),
+    needs_qemu_img,
 ]
 
 MIB, TIB = 1024**2, 1024**4

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from ravebot.errors import ImageError
 from ravebot.gitlab import answers
@@ -29,15 +32,11 @@ from tests.support.gitlab import DEVELOPER, GitLabServer, Job, MergeRequest, Pip
 from tests.support.records import BY_ALICE
 from tests.support.yard import Yard, a_yard
 
+needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="there is no qemu-img: install qemu-utils")
+
 MIB = 1024**2
-
-
 PATH = "image/sandbox.qcow2"
-
-
 ASKS = "image_job: build\nwait_for_image: 10m\n"
-
-
 FALLS_BACK = "image_job: {job: build, otherwise: default}\n"
 
 
